@@ -1,0 +1,1 @@
+"""Text to fixed-length rows on disk to batches by step."""

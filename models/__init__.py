@@ -1,0 +1,1 @@
+"""Architectures as data, the modules they become, and what they cost."""

@@ -1,0 +1,1 @@
+"""Devices: meshes, sharding rules, start-up on many hosts, hardware figures."""
