@@ -1,0 +1,263 @@
+"""The table of runs: one row a training run, its columns, its units, and what is refused.
+
+A table comes from anywhere: CSV, JSONL or Parquet, with columns of any name (`read` renames), and needs `params`,
+`loss` and one of `tokens` / `flops`. Columns that are not in the schema are carried along untouched.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+SCHEMA: dict[str, str] = {
+    "run": "identity of the run",
+    "sweep": "name of the sweep it belongs to",
+    "architecture": "name of the architecture",
+    "role": "'sweep' (fitted) or 'held-out' (predicted, never fitted)",
+    "params": "all parameters",
+    "params_nonembedding": "parameters without token and position embeddings and head",
+    "params_active": "parameters used per token",
+    "tokens": "training tokens seen, repeats counted",
+    "unique_tokens": "training tokens seen, repeats not counted",
+    "flops": "training FLOPs, forward and backward, exact count",
+    "flops_6nd": "6 x params x tokens",
+    "flops_kaplan": "6 x params_nonembedding x tokens",
+    "loss": "held-out cross-entropy, nats per token, final",
+    "loss_se": "standard error of loss, nats per token",
+    "bits_per_byte": "held-out cross-entropy, bits per byte of text",
+    "batch_tokens": "tokens per optimizer step",
+    "learning_rate": "peak learning rate",
+    "steps": "optimizer steps",
+    "width": "width of the residual stream",
+    "layers": "number of layers",
+    "length": "context length, tokens",
+    "vocab": "vocabulary size",
+    "seed": "seed of initialisation and data order",
+    "seconds": "wall-clock time, seconds",
+    "status": "'done' or 'failed'",
+    "reason": "why the run failed",
+}
+"""Every column the framework writes, and what it holds."""
+
+HELD_OUT = "held-out"
+_POSITIVE = ("params", "params_nonembedding", "params_active", "tokens", "flops", "flops_6nd", "flops_kaplan", "loss")
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Which columns are meant by "N" and "C": exponents depend on it, so every result carries it.
+
+    Attributes:
+        params: the column taken as N.
+        flops: the column taken as C, FLOPs.
+    """
+
+    params: str = "params"
+    flops: str = "flops"
+
+    def __str__(self) -> str:
+        return f"N = {self.params}, C = {self.flops}"
+
+    def view(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The table with this convention's columns under the names that laws read, `params` and `flops`."""
+        return frame.assign(params=frame[self.params], flops=frame[self.flops])
+
+
+@dataclass(frozen=True)
+class Table:
+    """A checked table and what had to be done to get it.
+
+    Attributes:
+        frame: the rows that can be fitted, indexed 0, 1, ...
+        notes: one sentence for each thing that was derived or dropped.
+    """
+
+    frame: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: ", did you mean 'x'?", or the list of known names when none is near."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    lower = {candidate.lower(): candidate for candidate in reversed(known)}
+    close = close or [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)]
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(map(repr, known))}" if known else ""
+
+
+def read(path: str | Path, *, columns: Mapping[str, str] | None = None, where: str | None = None) -> pd.DataFrame:
+    """Read a table of runs.
+
+    Args:
+        path: a .csv, .jsonl / .ndjson, or .parquet file (.csv and .jsonl also compressed: .gz, .xz, .zst).
+        columns: our name -> the name in the file, for tables that use other names, `{"params": "Model Size"}`.
+        where: keeps the rows for which this holds, a pandas query on the names in the file or ours, `"loss < 3"`.
+
+    Returns:
+        The rows, with columns renamed and nothing else changed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a table we can read, a column that is not there, an expression that does not parse.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no table of runs at {path}")
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in {".gz", ".xz", ".zst", ".bz2"}]
+    kind = suffixes[-1] if suffixes else ""
+    try:
+        if kind in {".csv", ".tsv"}:
+            separator = "\t" if kind == ".tsv" else ","
+            frame = pd.read_csv(path, sep=separator, float_precision="round_trip", encoding="utf-8-sig")
+        elif kind in {".jsonl", ".ndjson"}:
+            frame = pd.read_json(path, lines=True, precise_float=True)
+        elif kind == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            raise LookupError
+    except LookupError:
+        raise ValueError(f"{path}: tables are read from .csv, .tsv, .jsonl or .parquet, not {kind or 'no suffix'!r}") from None
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path}: the file is empty") from None
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable {kind[1:]} table ({str(error).splitlines()[0]})") from None
+    if frame.empty:
+        raise ValueError(f"{path}: the table has no rows")
+    for ours, theirs in (columns or {}).items():
+        _ask_for(frame, theirs, what=f"{path}: no column {theirs!r} (asked for as {ours})")
+        if ours != theirs:
+            frame = frame.drop(columns=ours, errors="ignore").assign(**{ours: frame[theirs]})
+    if where:
+        frame = _select(frame, where, path)
+    return frame.reset_index(drop=True)
+
+
+def _ask_for(frame: pd.DataFrame, name: str, *, what: str) -> None:
+    if name not in frame.columns:
+        raise ValueError(what + nearest(name, [str(column) for column in frame.columns]))
+
+
+def _select(frame: pd.DataFrame, where: str, path: Path) -> pd.DataFrame:
+    try:
+        kept = frame.query(where, engine="python", local_dict={}, global_dict={})
+    except pd.errors.UndefinedVariableError as error:
+        name = str(error).split("'")[1]
+        raise ValueError(f"{path}: no column {name!r} in {where!r}" + nearest(name, map(str, frame.columns))) from None
+    except Exception as error:
+        raise ValueError(f"cannot read the row filter {where!r} ({str(error).splitlines()[0]})") from None
+    if not isinstance(kept, pd.DataFrame):
+        raise ValueError(f"the row filter {where!r} does not select rows; write a comparison such as 'loss < 3'")
+    if kept.empty:
+        raise ValueError(f"{path}: no row of {len(frame)} satisfies {where!r}")
+    return kept
+
+
+def check(frame: pd.DataFrame, *, convention: Convention | None = None, minimum: int = 3) -> Table:
+    """Make a table fit to be fitted: derive what is missing, drop what is not a finished run, say both.
+
+    Args:
+        frame: a table as `read` returns it.
+        convention: which columns are N and C; they must exist, except `flops`, `tokens` and their 6ND forms, which
+            are derived from each other.
+        minimum: fewer usable rows than this is an error.
+
+    Returns:
+        The usable rows and notes.
+
+    Raises:
+        ValueError: a needed column is missing or holds no numbers, or too few rows remain.
+    """
+    convention = convention or Convention()
+    frame, notes = frame.copy(), []
+    for name in dict.fromkeys(("params", "loss")):
+        if not (name == "params" and convention.params != "params" and "params" not in frame):
+            _ask_for(frame, name, what=f"the table has no column {name!r}")
+    if "params" not in frame:
+        _ask_for(frame, convention.params, what=f"the table has no column {convention.params!r}")
+        frame["params"] = frame[convention.params]
+        notes.append(f"params: not in the table; {convention.params} taken for it.")
+    if "tokens" not in frame and "flops" not in frame:
+        raise ValueError("the table has neither 'tokens' nor 'flops'" + nearest("tokens", map(str, frame.columns)))
+    for name in _POSITIVE:
+        if name in frame:
+            frame[name] = _numbers(frame, name)
+    if "tokens" not in frame:
+        frame["tokens"] = frame["flops"] / (6 * frame["params"])
+        notes.append("tokens: not in the table; derived as flops / (6 x params).")
+    if "flops" not in frame:
+        frame["flops"] = 6 * frame["params"] * frame["tokens"]
+        notes.append("flops: not in the table; derived as 6 x params x tokens.")
+    frame["flops_6nd"] = 6 * frame["params"] * frame["tokens"]
+    if "params_nonembedding" in frame:
+        frame["flops_kaplan"] = 6 * frame["params_nonembedding"] * frame["tokens"]
+    for name in (convention.params, convention.flops):
+        _ask_for(frame, name, what=f"the table has no column {name!r} (asked for by the convention {convention})")
+        frame[name] = _numbers(frame, name)
+    frame, dropped = _drop(frame, sorted({"params", "tokens", "flops", "loss", convention.params, convention.flops}))
+    notes += dropped
+    if len(frame) < minimum:
+        why = f" ({' '.join(dropped)})" if dropped else ""
+        raise ValueError(f"{len(frame)} usable runs, at least {minimum} are needed{why}")
+    return Table(frame=frame.reset_index(drop=True), notes=tuple(notes))
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> pd.Series:
+    values = pd.to_numeric(frame[name], errors="coerce").astype(float)
+    if values.isna().all() and len(frame):
+        raise ValueError(f"column {name!r} holds no numbers (first value {frame[name].iloc[0]!r})")
+    return values
+
+
+def _drop(frame: pd.DataFrame, names: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    notes = []
+
+    def drop(frame: pd.DataFrame, bad: pd.Series, why: str) -> pd.DataFrame:
+        if not bad.any():
+            return frame
+        which = frame["run"].astype(str) if "run" in frame else frame.index.astype(str).to_series(index=frame.index)
+        listed = ", ".join(which[bad][:5]) + (", ..." if bad.sum() > 5 else "")
+        notes.append(f"{int(bad.sum())} row{'s' if bad.sum() > 1 else ''} dropped: {why} ({listed}).")
+        return frame[~bad]
+
+    if "status" in frame:
+        frame = drop(frame, frame["status"].astype(str) == "failed", "the run failed")
+    for name in names:
+        frame = drop(frame, ~np.isfinite(frame[name]), f"{name} is missing or not finite")
+        frame = drop(frame, frame[name] <= 0, f"{name} is not positive")
+    hashable = frame.astype(str)
+    frame = drop(frame, hashable.duplicated(), "the same row again")
+    return frame, notes
+
+
+def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows to fit and the rows held out, by column `role`; without that column every row is to fit."""
+    if "role" not in frame:
+        return frame, frame.iloc[:0]
+    held = frame["role"].astype(str) == HELD_OUT
+    return frame[~held].reset_index(drop=True), frame[held].reset_index(drop=True)
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as CSV: floats round-trip exactly, and the file appears whole or not at all.
+
+    Args:
+        frame: the rows; known columns are written first, in the order of `SCHEMA`.
+        path: the file, replaced when it exists; its folder is made.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = [name for name in SCHEMA if name in frame]
+    ordered = frame[known + [name for name in frame.columns if name not in SCHEMA]]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    ordered.to_csv(partial, index=False)
+    os.replace(partial, path)
+    return path
