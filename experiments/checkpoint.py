@@ -1,0 +1,377 @@
+"""Checkpoints that are verified: save without stopping the training, restore on any mesh, notice every flipped bit.
+
+Orbax writes and reads the arrays (each process its own shards, atomically: a save that was killed leaves only a
+temporary folder). It notices a truncated file, but not a flipped bit in array data, so every checkpoint also carries a
+digest of each leaf, computed on the devices and independent of the mesh; `Checkpoints.restore` recomputes it and steps
+back to the previous checkpoint when anything is wrong.
+
+On disk a state is a flat dictionary from key path (`model.blocks.0.attention.query`) to array, so no Python class
+enters the format and a renamed class does not orphan old checkpoints. Typed PRNG keys are refused; store
+`jax.random.key_data(key)`.
+"""
+
+import contextlib
+import difflib
+import json
+import logging
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree, Shaped, UInt32
+
+_ITEM = "state"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What `Checkpoints.restore` found.
+
+    Attributes:
+        step: the step under which the state was saved.
+        state: the structure of the abstract state that was asked for, filled with arrays placed as its shardings say.
+        metadata: the dictionary given to `Checkpoints.save`.
+    """
+
+    step: int
+    state: PyTree
+    metadata: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep` good ones, in one folder.
+
+    Use it as a context manager, or call `close` at the end: a save goes on in the background after `save` returned.
+    Constructing one touches neither the folder nor Orbax (whose import takes a second or two).
+    In a run of many processes, every process makes the same calls.
+
+    Args:
+        folder: where the checkpoints are, one sub-folder a step; made by the first save.
+        keep: how many to keep. The default of 2 leaves one to go back to when the newest turns out damaged.
+
+    Raises:
+        ValueError: `keep` is less than 1.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1 checkpoint, not {keep}")
+        self.folder = Path(folder).absolute()
+        self._keep = keep
+        self._writer = None  # the Orbax manager that saves; made by the first save
+        self._saving: int | None = None  # the step of the save that may still be running
+        self._damaged: list[int] = []  # steps that restore passed over, to be deleted by the next save
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def steps(self) -> tuple[int, ...]:
+        """Steps of the complete checkpoints in the folder, oldest first; only `restore` can say which are undamaged."""
+        if not self.folder.is_dir():
+            return ()
+        # A folder is renamed to its plain number after everything in it is written; temporary names are not numbers.
+        return tuple(sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdecimal()))
+
+    def save(self, step: int, state: PyTree[Array], *, metadata: dict[str, Any]) -> None:
+        """Save `state` under `step`; returns once the arrays are copied, while the files are still being written.
+
+        The caller may overwrite or donate the buffers of `state` as soon as this returns. Waits first for the previous
+        save.
+
+        Args:
+            step: greater than every step already in the folder.
+            state: any pytree of JAX or NumPy arrays or plain numbers (which come back as arrays).
+            metadata: anything that JSON can hold; comes back from `restore` unchanged.
+
+        Raises:
+            ValueError: the step is not greater than the newest one, a leaf is not an array, or metadata is not JSON.
+            OSError: this save or the previous one could not be written (disk full, no permission, ...).
+        """
+        self.wait()
+        leaves = {name: _array(name, leaf) for name, leaf in _named_leaves(state).items()}
+        try:
+            custom_metadata = _seal({"user": metadata, "leaves": _describe(leaves)})
+        except TypeError as error:
+            raise ValueError(f"checkpoint metadata must be JSON: {error}") from error
+        with self._writing(step):
+            writer = self._open_writer()
+            for damaged in self._damaged:
+                writer.delete(damaged)
+            self._damaged.clear()
+        newest = max(self.steps(), default=None)
+        if newest is not None and step <= newest:
+            raise ValueError(
+                f"cannot save step {step}: {self.folder} already holds step {newest}; "
+                "restore from it, or use another folder"
+            )
+        ocp = _orbax()
+        with self._writing(step):
+            arguments = ocp.args.Composite(**{_ITEM: ocp.args.PyTreeSave(leaves)})
+            writer.save(step, args=arguments, custom_metadata=custom_metadata, force=True)
+        self._saving = step
+
+    def restore(self, abstract_state: PyTree[jax.ShapeDtypeStruct]) -> Restored | None:
+        """Restore the newest good checkpoint, or None if the folder has no checkpoint at all.
+
+        A checkpoint that is unreadable, or whose arrays differ by as much as one bit from those saved, is passed over
+        with a warning that says where and why. Reading changes nothing on disk; the next save deletes what was damaged.
+
+        Args:
+            abstract_state: the wanted structure; its leaves have `shape`, `dtype` and `sharding`. The mesh may be
+                another than the one saved from. A leaf whose sharding is None goes to the default device.
+
+        Raises:
+            ValueError: the checkpoint is of another model: a leaf is missing, unexpected, or of another shape or dtype.
+            OSError: there are checkpoints, but none is good. (Starting over silently would waste what was trained.)
+        """
+        self.wait()
+        wanted = _named_leaves(abstract_state)
+        structure = jax.tree.structure(abstract_state)
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
+            try:
+                metadata, leaves = self._read(step, wanted)
+            except _DamagedError as error:
+                damaged.append(step)
+                warnings.warn(f"checkpoint {self.folder / str(step)} is damaged and passed over: {error}", stacklevel=2)
+                continue
+            self._damaged = damaged
+            return Restored(step=step, state=jax.tree.unflatten(structure, leaves.values()), metadata=metadata)
+        if damaged:
+            raise OSError(
+                f"none of the {len(damaged)} checkpoints in {self.folder} is good; delete the folder to start over"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._saving is not None:
+            step, self._saving = self._saving, None
+            with self._writing(step):
+                self._writer.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the last save and release the threads that wrote it. Closing twice does nothing.
+
+        Raises:
+            OSError: the last save could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                writer.close()
+
+    def _open_writer(self):
+        if self._writer is None:
+            ocp = _orbax()
+            options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
+            handlers = {_ITEM: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)}
+            self._writer = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        return self._writer
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Turn whatever Orbax and TensorStore raise while writing into one clear line."""
+        try:
+            yield
+        except Exception as error:
+            # The Orbax manager counts a failed step as kept and would delete a good one for it: start afresh next time.
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with contextlib.suppress(Exception):
+                    writer.close()
+            where = f"the checkpoint of step {step} in {self.folder}"
+            raise OSError(f"could not write {where}: {_one_line(error)}") from error
+
+    def _read(
+        self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
+    ) -> tuple[dict[str, Any], dict[str, Shaped[Array, "..."]]]:
+        """The metadata and arrays of one step, in the order of `wanted`."""
+        ocp = _orbax()
+        with contextlib.closing(
+            ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(read_only=True),
+                item_handlers={_ITEM: ocp.PyTreeCheckpointHandler()},
+            )
+        ) as reader:
+            with _damage("its metadata is unreadable"):
+                sealed = reader.metadata(step).custom_metadata
+            contents = _unseal(sealed)
+            self._check_same_model(step, contents["leaves"], wanted)
+            placed = {name: _placed(leaf) for name, leaf in wanted.items()}
+            with _damage("its arrays are unreadable"):
+                arguments = ocp.args.PyTreeRestore(
+                    item=placed, restore_args=ocp.checkpoint_utils.construct_restore_args(placed)
+                )
+                found = reader.restore(step, args=ocp.args.Composite(**{_ITEM: arguments}))[_ITEM]
+        found = {name: found[name] for name in wanted}
+        described = _describe(found)
+        flipped = [name for name in wanted if described[name] != contents["leaves"][name]]
+        if flipped:
+            raise _DamagedError(f"the bits of {_enumerate(flipped)} are not those that were saved")
+        return contents["user"], found
+
+    def _check_same_model(self, step: int, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+        where = f"checkpoint {self.folder / str(step)} is of another model"
+        for name, leaf in wanted.items():
+            if name not in saved:
+                unclaimed = [other for other in saved if other not in wanted]
+                near = difflib.get_close_matches(name, unclaimed, n=1)
+                hint = f" (it has {near[0]!r})" if near else ""
+                raise ValueError(f"{where}: it has no leaf {name!r}{hint}, wanted {_form(leaf.dtype, leaf.shape)}")
+            dtype, shape, _ = saved[name]
+            if (dtype, tuple(shape)) != (str(leaf.dtype), tuple(leaf.shape)):
+                raise ValueError(
+                    f"{where}: leaf {name!r} is {_form(dtype, shape)}, wanted {_form(leaf.dtype, leaf.shape)}"
+                )
+        for name, (dtype, shape, _) in saved.items():
+            if name not in wanted:
+                raise ValueError(f"{where}: its leaf {name!r}, {_form(dtype, shape)}, is not in the wanted state")
+
+
+def digest(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
+    """A 32-bit digest of the bits of an array: the same on every mesh, different after any single bit flip.
+
+    The sum, modulo 2^32, of every element's bits times an odd weight made from its position. A flip of bit k changes
+    the sum by ±2^k times an odd number, which is never 0 modulo 2^32; the weights make exchanged elements show as well.
+    Integer addition is associative, so the order of reduction, and with it the sharding, has no influence.
+    """
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        array = jnp.stack([array.real, array.imag], axis=-1)
+    if array.dtype == jnp.bool_:
+        bits = array.astype(jnp.uint32)
+    else:
+        width = min(
+            jnp.finfo(array.dtype).bits if jnp.issubdtype(array.dtype, jnp.floating) else jnp.iinfo(array.dtype).bits,
+            32,
+        )
+        bits = jax.lax.bitcast_convert_type(array, f"uint{width}").astype(jnp.uint32)
+    position = jnp.zeros((1,) * bits.ndim, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        index = jnp.arange(size, dtype=jnp.uint32).reshape([size if a == axis else 1 for a in range(bits.ndim)])
+        position = position * jnp.uint32(size % 2**32) + index
+    # Knuth's multiplicative hash spreads neighbouring positions over all 32 bits.
+    weight = (position * jnp.uint32(2654435761)) | jnp.uint32(1)
+    return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+
+@jax.jit
+def _digests(arrays: list[Array]) -> list[UInt32[Array, ""]]:
+    return [digest(array) for array in arrays]
+
+
+def _describe(leaves: dict[str, Array]) -> dict[str, list]:
+    """Name -> [dtype, shape, digest] of every leaf."""
+    # One jitted call for each set of devices: a call may not mix arrays that live on different ones.
+    groups: dict[frozenset, list[str]] = {}
+    for name, leaf in leaves.items():
+        groups.setdefault(frozenset(leaf.sharding.device_set), []).append(name)
+    digests: dict[str, int] = {}
+    for names in groups.values():
+        values = jax.device_get(_digests([leaves[name] for name in names]))
+        digests |= {name: int(value) for name, value in zip(names, values, strict=True)}
+    return {name: [str(leaf.dtype), list(leaf.shape), digests[name]] for name, leaf in leaves.items()}
+
+
+class _DamagedError(Exception):
+    """A checkpoint cannot be used; the message says why."""
+
+
+@contextlib.contextmanager
+def _damage(what: str) -> Iterator[None]:
+    # Orbax and TensorStore report a missing, truncated or scrambled file by whatever their parsers happen to raise.
+    try:
+        yield
+    except Exception as error:
+        raise _DamagedError(f"{what}: {_one_line(error)}") from error
+
+
+def _seal(contents: dict[str, Any]) -> dict[str, Any]:
+    """Metadata as text with its checksum, so that a flipped bit in it is noticed like one in an array."""
+    text = json.dumps(contents)
+    return {"text": text, "crc32": zlib.crc32(text.encode())}
+
+
+def _unseal(sealed: dict[str, Any] | None) -> dict[str, Any]:
+    with _damage("its metadata is incomplete"):
+        text, expected = sealed["text"], sealed["crc32"]
+        intact = zlib.crc32(text.encode()) == expected
+    if not intact:
+        raise _DamagedError("the bits of its metadata are not those that were saved")
+    return json.loads(text)
+
+
+def _named_leaves(tree: PyTree) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # A Flax variable shows as one more key, `value`; without it, variables and bare arrays share a format.
+        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value") or "state"
+        if name in leaves:
+            raise ValueError(f"two leaves of the state have the same name {name!r}; rename a key")
+        leaves[name] = leaf
+    return leaves
+
+
+def _array(name: str, leaf: Any) -> Array:
+    found = None
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        found = "a typed PRNG key (store its jax.random.key_data)"
+    elif not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
+        found = type(leaf).__name__
+    elif np.size(leaf) == 0:
+        found = f"an array without elements, {_form(leaf.dtype, leaf.shape)}"
+    elif isinstance(leaf, np.ndarray | np.generic) and jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+        found = f"a NumPy {leaf.dtype}, which JAX would narrow"
+    if found:
+        raise ValueError(f"leaf {name!r} of the state cannot be saved: wanted an array or a number, found {found}")
+    return jnp.asarray(leaf)
+
+
+def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    if leaf.sharding is not None:
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+
+def _form(dtype: Any, shape: Sequence[int]) -> str:
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def _enumerate(names: list[str], most: int = 3) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more leaves"
+
+
+def _one_line(error: BaseException, most: int = 300) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= most else text[:most] + ' …'}"
+
+
+def _orbax():
+    import orbax.checkpoint as ocp
+
+    logger = logging.getLogger("absl")
+    if _drop_orbax_records not in logger.filters:
+        logger.addFilter(_drop_orbax_records)
+    return ocp
+
+
+def _drop_orbax_records(record: logging.LogRecord) -> bool:
+    """Keep Orbax's notes, and its log of errors that are raised anyway, off the terminal; other records pass."""
+    return "orbax" not in record.pathname
