@@ -1,0 +1,86 @@
+"""How an architecture is computed. Nothing here changes what is computed, beyond rounding."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import jax
+import jax.numpy as jnp
+
+from parallel.sharding import Rules
+
+
+class Precision(Enum):
+    """Type of activations and matrix products; parameters and their optimizer are float32 in either case."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Layers(Enum):
+    """How repeated blocks run: one compiled body in a loop, or written out (a third faster on CPU, slower to compile)."""
+
+    SCAN = "scan"
+    UNROLL = "unroll"
+
+
+class Remat(Enum):
+    """What the backward pass finds saved; the rest it computes again.
+
+    `dots` saves the products with weights, `attention` the output of each attention, `full` the inputs of blocks only.
+    """
+
+    NONE = "none"
+    DOTS = "dots"
+    ATTENTION = "attention"
+    FULL = "full"
+
+
+class Kernel(Enum):
+    """Who computes attention.
+
+    `blocks` cuts the queries into four and skips the keys they cannot see; `dense` does it at once; `cudnn` is NVIDIA's
+    fused kernel through `jax.nn.dot_product_attention` (16-bit, GPU only); `reference` is that same path in plain XLA.
+    """
+
+    BLOCKS = "blocks"
+    DENSE = "dense"
+    CUDNN = "cudnn"
+    REFERENCE = "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How to compute: layout, types, loops, what to save.
+
+    Attributes:
+        rules: which mesh axes carry which logical axes.
+        precision: type of activations.
+        layers: loop over repeated blocks or write them out. Parameters are stored the same way in both.
+        remat: what is saved for the backward pass.
+        kernel: attention implementation.
+        logits_chunk: positions whose logits exist at a time in the loss; None for all of them.
+    """
+
+    rules: Rules = Rules()
+    precision: Precision = Precision.FLOAT32
+    layers: Layers = Layers.UNROLL
+    remat: Remat = Remat.NONE
+    kernel: Kernel = Kernel.BLOCKS
+    logits_chunk: int | None = None
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The array type of activations."""
+        return jnp.dtype(self.precision.value)
+
+    def checkpointed(self, function: Callable) -> Callable:
+        """`function` with this choice of what to save for the backward pass."""
+        if self.remat is Remat.NONE:
+            return function
+        policy = {
+            Remat.FULL: None,
+            Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            Remat.ATTENTION: jax.checkpoint_policies.save_only_these_names("attention"),
+        }[self.remat]
+        return jax.checkpoint(function, policy=policy)

@@ -1,0 +1,79 @@
+"""Chips: what they could do at best, from their makers' data sheets; and what a CPU measurably does."""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """Peak figures of one accelerator.
+
+    Attributes:
+        name: the maker's name.
+        bf16_flops: dense matrix FLOP/s in bfloat16.
+        memory_bytes: device memory.
+        memory_bandwidth: bytes/s to that memory.
+        source: where the figures are from.
+    """
+
+    name: str
+    bf16_flops: float
+    memory_bytes: float
+    memory_bandwidth: float
+    source: str
+
+
+# Keys are lower-case fragments of `jax.Device.device_kind`, the more particular ones first.
+CHIPS = {
+    "h200": Chip(
+        name="NVIDIA H200 SXM", bf16_flops=989e12, memory_bytes=141e9, memory_bandwidth=4.8e12,
+        source="NVIDIA H200 data sheet",
+    ),
+    "h100": Chip(
+        name="NVIDIA H100 SXM", bf16_flops=989e12, memory_bytes=80e9, memory_bandwidth=3.35e12,
+        source="NVIDIA H100 data sheet",
+    ),
+    "a100": Chip(
+        name="NVIDIA A100 80GB SXM", bf16_flops=312e12, memory_bytes=80e9, memory_bandwidth=2.039e12,
+        source="NVIDIA A100 data sheet",
+    ),
+    "v6 lite": Chip(
+        name="TPU v6e", bf16_flops=918e12, memory_bytes=32e9, memory_bandwidth=1.64e12, source="Cloud TPU v6e page",
+    ),
+    "v5 lite": Chip(
+        name="TPU v5e", bf16_flops=197e12, memory_bytes=16e9, memory_bandwidth=0.82e12, source="Cloud TPU v5e page",
+    ),
+    "v5": Chip(
+        name="TPU v5p", bf16_flops=459e12, memory_bytes=95e9, memory_bandwidth=2.765e12, source="Cloud TPU v5p page",
+    ),
+    "v4": Chip(
+        name="TPU v4", bf16_flops=275e12, memory_bytes=32e9, memory_bandwidth=1.2e12, source="Cloud TPU v4 page",
+    ),
+}  # fmt: skip
+
+
+def chip(device: jax.Device) -> Chip | None:
+    """The data sheet of a device; None for one that is not listed (every CPU)."""
+    kind = device.device_kind.lower()
+    return next((sheet for fragment, sheet in CHIPS.items() if fragment in kind), None)
+
+
+def has_fast_bf16(device: jax.Device) -> bool:
+    """Whether bfloat16 arithmetic is faster than float32 there (XLA on CPU emulates it, measured slower)."""
+    return device.platform in ("tpu", "gpu", "cuda", "rocm")
+
+
+def measured_matmul_flops(size: int = 1024, seconds: float = 1.0) -> float:
+    """FLOP/s of this machine's float32 `size` x `size` matrix product, the best of what fits into `seconds`."""
+    a = jnp.ones((size, size), jnp.float32)
+    multiply = jax.jit(lambda a: a @ a)
+    multiply(a).block_until_ready()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        multiply(a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
