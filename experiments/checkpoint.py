@@ -12,8 +12,10 @@ enters the format and a renamed class does not orphan old checkpoints. Typed PRN
 
 import contextlib
 import difflib
+import gc
 import json
 import logging
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -143,9 +145,10 @@ class Checkpoints:
             except _DamagedError as error:
                 damaged.append(step)
                 warnings.warn(f"checkpoint {self.folder / str(step)} is damaged and passed over: {error}", stacklevel=2)
-                continue
-            self._damaged = damaged
-            return Restored(step=step, state=jax.tree.unflatten(structure, leaves.values()), metadata=metadata)
+            else:
+                self._damaged = damaged
+                return Restored(step=step, state=jax.tree.unflatten(structure, leaves.values()), metadata=metadata)
+            _collect_abandoned_reads()
         if damaged:
             raise OSError(
                 f"none of the {len(damaged)} checkpoints in {self.folder} is good; delete the folder to start over"
@@ -180,8 +183,10 @@ class Checkpoints:
         if self._writer is None:
             ocp = _orbax()
             options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
-            handlers = {_ITEM: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)}
-            self._writer = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            # One process: a folder a leaf, so that damage can be traced to a file. Many: OCDBT, which gathers shards
+            # of all leaves into few files, as shared file systems and buckets need. Reading tells them apart by itself.
+            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=jax.process_count() > 1, use_zarr3=True)
+            self._writer = ocp.CheckpointManager(self.folder, options=options, item_handlers={_ITEM: handler})
         return self._writer
 
     @contextlib.contextmanager
@@ -210,9 +215,8 @@ class Checkpoints:
                 item_handlers={_ITEM: ocp.PyTreeCheckpointHandler()},
             )
         ) as reader:
-            with _damage("its metadata is unreadable"):
-                sealed = reader.metadata(step).custom_metadata
-            contents = _unseal(sealed)
+            with _damage("its metadata file _CHECKPOINT_METADATA is missing or damaged"):
+                contents = _unseal(reader.metadata(step).custom_metadata)
             self._check_same_model(step, contents["leaves"], wanted)
             placed = {name: _placed(leaf) for name, leaf in wanted.items()}
             with _damage("its arrays are unreadable"):
@@ -224,7 +228,9 @@ class Checkpoints:
         described = _describe(found)
         flipped = [name for name in wanted if described[name] != contents["leaves"][name]]
         if flipped:
-            raise _DamagedError(f"the bits of {_enumerate(flipped)} are not those that were saved")
+            files = [self.folder / str(step) / _ITEM / name for name in flipped]
+            places = [str(file) if file.exists() else repr(name) for file, name in zip(files, flipped, strict=True)]
+            raise _DamagedError(f"the bits of {_enumerate(places)} are not those that were saved")
         return contents["user"], found
 
     def _check_same_model(self, step: int, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
@@ -308,13 +314,10 @@ def _seal(contents: dict[str, Any]) -> dict[str, Any]:
     return {"text": text, "crc32": zlib.crc32(text.encode())}
 
 
-def _unseal(sealed: dict[str, Any] | None) -> dict[str, Any]:
-    with _damage("its metadata is incomplete"):
-        text, expected = sealed["text"], sealed["crc32"]
-        intact = zlib.crc32(text.encode()) == expected
-    if not intact:
-        raise _DamagedError("the bits of its metadata are not those that were saved")
-    return json.loads(text)
+def _unseal(sealed: dict[str, Any]) -> dict[str, Any]:
+    if zlib.crc32(sealed["text"].encode()) != sealed["crc32"]:
+        raise ValueError("its bits are not those that were saved")
+    return json.loads(sealed["text"])
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
@@ -354,13 +357,25 @@ def _form(dtype: Any, shape: Sequence[int]) -> str:
 
 
 def _enumerate(names: list[str], most: int = 3) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
+    shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more leaves"
 
 
-def _one_line(error: BaseException, most: int = 300) -> str:
-    text = " ".join(str(error).split())
+def _one_line(error: BaseException, most: int = 400) -> str:
+    # The innermost cause names the file; what Orbax wraps around it, and TensorStore adds to it, is pages of settings.
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    text = " ".join(str(error).partition("[tensorstore_spec")[0].split())
     return f"{type(error).__name__}: {text if len(text) <= most else text[:most] + ' …'}"
+
+
+def _collect_abandoned_reads() -> None:
+    """Collect, unheard, the coroutines that Orbax abandons when a read fails: each would print a traceback later."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _orbax():
