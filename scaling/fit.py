@@ -12,7 +12,7 @@ import scipy.stats
 from jaxtyping import Float
 
 from scaling import laws, runs, solver
-from scaling.laws import Law, Scale
+from scaling.laws import Law
 
 
 class Kind(Enum):
@@ -313,8 +313,3 @@ def _structure(logs: list[np.ndarray], residuals: np.ndarray, parameters: int) -
     explained = max(total - float(left @ left), 0.0)
     ratio = (explained / rank) / (float(left @ left) / freedom)
     return float(scipy.stats.f.sf(ratio, rank, freedom))
-
-
-def log_scaled(law: Law) -> tuple[str, ...]:
-    """Names of the parameters the solver moves by their logarithm."""
-    return tuple(parameter.name for parameter in law.parameters if parameter.scale is Scale.LOG)

@@ -122,7 +122,9 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, where: s
         else:
             raise LookupError
     except LookupError:
-        raise ValueError(f"{path}: tables are read from .csv, .tsv, .jsonl or .parquet, not {kind or 'no suffix'!r}") from None
+        raise ValueError(
+            f"{path}: tables are read from .csv, .tsv, .jsonl or .parquet, not {kind or 'no suffix'!r}"
+        ) from None
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path}: the file is empty") from None
     except Exception as error:
