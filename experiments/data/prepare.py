@@ -8,7 +8,7 @@ duplicates fall on one side. A folder's name holds a fingerprint of all of it.
 A folder is written under another name and renamed when whole, so what bears the final name is complete. Two processes
 that prepare the same thing both do the work; the first to finish is believed and the other takes its result.
 
-Memory holds one document, a few MB of tokens and 32 bytes a document, however large the corpus is.
+Memory holds the largest document, a few million tokens and under 100 bytes a document, however large the corpus is.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ import numpy as np
 
 from experiments.data import tokenizer as tokenizers
 from experiments.data.batches import Rows
-from experiments.data.sources import AnySource, Contents, Embedded, Hasher, Source
+from experiments.data.sources import AnySource, Contents, Embedded, Hasher, Source, nearest_file
 from experiments.data.tokenizer import Tokenizer, TokenizerConfig
 
 _FORMAT = 1  # raise it when the same configuration would give other rows
-_CHARACTERS = 1 << 22  # of text tokenised at once
+_CHARACTERS = 1 << 20  # of text tokenised at once
 _TOKENS = 1 << 22  # of rows written at once
 _SAMPLE = 1 << 14  # characters taken together when sampling text for the tokenizer
 _RACY_NS = 2_000_000_000  # a file younger than this may change again without its times changing
@@ -163,7 +163,7 @@ def load(folder: str | os.PathLike[str]) -> Prepared:
     folder = Path(folder)
     path = folder / "metadata.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no prepared data (no metadata.json)")
+        raise FileNotFoundError(f"{folder} holds no prepared data (no metadata.json){nearest_file(folder)}")
     try:
         stored = json.loads(path.read_bytes())
         splits = {name: SplitCounts(**stored.pop(name)) for name in ("train", "held_out")}
@@ -288,7 +288,7 @@ def _make(config: DataConfig, contents: Contents, fingerprint: str, folder: Path
     spool.unlink()
     metadata = Metadata(
         fingerprint=fingerprint,
-        source=repr(config.source),
+        source=str(config.source),
         contents_sha256=contents.sha256,
         tokenizer=config.tokenizer.identity(),
         tokenizer_sha256=tokenizer.sha256,

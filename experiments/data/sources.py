@@ -6,6 +6,7 @@ A new source is one new subclass of `Source` (say which files are read, and read
 from __future__ import annotations
 
 import abc
+import dataclasses
 import difflib
 import enum
 import glob
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+_EXAMPLES = 256  # of a TFDS dataset read at once
 
 
 class Document(NamedTuple):
@@ -58,6 +61,11 @@ class Hasher:
 @dataclass(frozen=True)
 class Source(abc.ABC):
     """Text to train on. While the files stay the same, `documents` yields the same ones in the same order."""
+
+    def __str__(self) -> str:
+        values = ((name, getattr(self, name)) for name in (field.name for field in dataclasses.fields(self)))
+        settings = (f"{name}={value.value if isinstance(value, enum.Enum) else value}" for name, value in values)
+        return f"{type(self).__name__}({', '.join(settings)})"
 
     @abc.abstractmethod
     def files(self) -> list[Path]:
@@ -160,7 +168,7 @@ class TextFiles(Source):
                 matches = [name for name in glob.glob(expanded, recursive=True) if os.path.isfile(name)]
                 base = os.path.dirname(re.split(r"[*?\[]", expanded, maxsplit=1)[0])
             if not matches:
-                raise FileNotFoundError(f"no file matches '{pattern}'{_nearest_file(expanded)}")
+                raise FileNotFoundError(f"no file matches '{pattern}'{nearest_file(expanded)}")
             for match in matches:
                 found.setdefault(Path(match).absolute(), Path(os.path.relpath(match, base or ".")).as_posix())
         if not found:
@@ -196,7 +204,7 @@ def _open(path: Path) -> BinaryIO:
     return opener(path, "rb")
 
 
-def _decode(data: bytes, path: Path, offset: int = 0) -> str:
+def _decode(data: bytes, path: Path | str, offset: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -237,10 +245,12 @@ def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(sorted(known)[:20])}" if known else ""
+    return f"; known: {', '.join(sorted(known))}" if 0 < len(known) < 20 else ""
 
 
-def _nearest_file(path: str) -> str:
+def nearest_file(path: str | os.PathLike[str]) -> str:
+    """A question that names the file or folder beside `path` of nearest name; empty where none is near."""
+    path = os.fspath(path)
     folder = os.path.dirname(path) or "."
     names = [name for name in os.listdir(folder) if not name.startswith(".")] if os.path.isdir(folder) else []
     close = difflib.get_close_matches(os.path.basename(path), names, n=1)
@@ -306,25 +316,19 @@ class Tfds(Source):
 
     def read(self) -> Iterator[Document]:
         """One document an example, in the order of the data source."""
-        import tensorflow_datasets as tfds
-
         builder = self._builder()
         try:
-            examples = builder.as_data_source(
-                split=self.split, decoders=tfds.decode.PartialDecoding({self.field: True})
-            )
+            examples = builder.as_data_source(split=self.split)
         except (NotImplementedError, ValueError) as error:
-            raise ValueError(
-                f"TFDS dataset '{self.name}' cannot be read split '{self.split}': {_first_line(error)}"
-            ) from error
-        for index in range(len(examples)):
-            value = examples[index][self.field]
-            if not isinstance(value, bytes | str):
-                raise ValueError(
-                    f"field '{self.field}' of TFDS dataset '{self.name}' is not text but {type(value).__name__}"
-                )
-            name = f"{self.name}/{self.split}/{index}"
-            yield Document(name, value if isinstance(value, str) else _decode(value, Path(f"example {name}")))
+            raise ValueError(f"TFDS cannot read split '{self.split}' of '{self.name}': {_first_line(error)}") from error
+        for start in range(0, len(examples), _EXAMPLES):
+            indices = range(start, min(start + _EXAMPLES, len(examples)))
+            for index, example in zip(indices, examples.__getitems__(indices), strict=True):
+                value, name = example[self.field], f"{self.name}/{self.split}/{index}"
+                if not isinstance(value, bytes | str):
+                    kind = type(value).__name__
+                    raise ValueError(f"field '{self.field}' of TFDS dataset '{self.name}' is not text but {kind}")
+                yield Document(name, value if isinstance(value, str) else _decode(value, f"example {name}"))
 
 
 def _first_line(error: Exception) -> str:
