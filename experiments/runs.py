@@ -1,0 +1,239 @@
+"""What a run is, its identity, its folder, and its row in the table of runs."""
+
+import csv
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.configuration import from_json, to_json
+from experiments.data.prepare import DataConfig
+from experiments.objectives import Causal
+from experiments.optimizer import AdamW, Schedule
+from models.config import Architecture
+from models.cost import Cost
+from models.execution import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training: everything that defines its result, and nothing about where or how it is computed.
+
+    Attributes:
+        architecture: the model.
+        data: what the text is and how it became rows.
+        rows: fingerprint of the prepared rows, which stands for the text itself.
+        schedule: learning rate over the run.
+        batch: rows per optimizer step.
+        steps: optimizer steps.
+        objective: what is learned.
+        optimizer: how.
+        precision: type of activations.
+        seed: of initialisation, order of the data, and dropout.
+        evaluation_rows: held-out rows that the final loss is over; None for all.
+    """
+
+    architecture: Architecture
+    data: DataConfig
+    rows: str
+    schedule: Schedule
+    batch: int
+    steps: int
+    objective: Causal = Causal()
+    optimizer: AdamW = AdamW()
+    precision: Precision = Precision.FLOAT32
+    seed: int = 0
+    evaluation_rows: int | None = None
+
+    def __post_init__(self):
+        for name in ("batch", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run: {name} is {getattr(self, name)} and must be at least 1")
+        if self.data.length > self.architecture.length:
+            raise ValueError(
+                f"run: rows of {self.data.length} tokens are longer than the architecture's {self.architecture.length}"
+            )
+
+    @property
+    def identity(self) -> str:
+        """12 hexadecimal digits of a hash of everything that defines the result."""
+        stored = to_json(self)
+        del stored["data"]["source"]  # the fingerprint of the rows stands for what the source held
+        return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens per step."""
+        return self.batch * self.data.length
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens seen, repeats counted."""
+        return self.steps * self.batch_tokens
+
+    @property
+    def cost(self) -> Cost:
+        """Parameters, and FLOPs per token."""
+        return self.architecture.cost(self.data.length)
+
+    def columns(self) -> dict[str, Any]:
+        """What is known of a run before it is trained, in the columns of the table of runs."""
+        cost = self.cost
+        return {
+            "run": self.identity,
+            "architecture": self.architecture.family,
+            "params": cost.params,
+            "params_nonembedding": cost.params_nonembedding,
+            "params_active": cost.params_active,
+            "tokens": self.tokens,
+            "flops": cost.flops(self.tokens),
+            "flops_6nd": cost.flops_6nd(self.tokens),
+            "flops_kaplan": cost.flops_kaplan(self.tokens),
+            "batch_tokens": self.batch_tokens,
+            "learning_rate": self.schedule.peak,
+            "steps": self.steps,
+            "width": self.architecture.width,
+            "layers": self.architecture.depth,
+            "length": self.data.length,
+            "vocab": self.architecture.vocab,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A run's place in a sweep, which is not part of the run.
+
+    Attributes:
+        run: the run.
+        sweep: name of the sweep.
+        budget: the FLOPs (exact count) the cell was made for.
+        role: "sweep" for a run that laws are fitted to, "held-out" for one that they predict.
+    """
+
+    run: Run
+    sweep: str
+    budget: float
+    role: str = "sweep"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run: its definition, metrics, checkpoints, and its result or the reason it has none.
+
+    Attributes:
+        path: the folder, which `record` makes.
+    """
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """JSONL, one line a window of steps."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def record(self, run: Run) -> None:
+        """Makes the folder and writes what the run is.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "run.json", to_json(run))
+        except OSError as error:
+            raise OSError(f"run folder {self.path} cannot be written: {error.strerror or error}") from error
+
+    def run(self) -> Run:
+        """The run that the folder is of.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if its definition does not fit this version.
+        """
+        path = self.path / "run.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} is not the folder of a run (no run.json)")
+        return from_json(Run, json.loads(path.read_bytes()), str(path))
+
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's measured columns; None while there are none."""
+        path = self.path / "result.json"
+        return json.loads(path.read_bytes()) if path.is_file() else None
+
+    def failure(self) -> str | None:
+        """Why the run failed the last time it was tried; None if it did not."""
+        path = self.path / "failed.json"
+        return json.loads(path.read_bytes())["reason"] if path.is_file() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Records the result."""
+        (self.path / "failed.json").unlink(missing_ok=True)
+        write_json(self.path / "result.json", result)
+
+    def fail(self, reason: str) -> None:
+        """Records the reason of a failure."""
+        write_json(self.path / "failed.json", {"reason": reason})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is whole at any moment."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is whole at any moment."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def table(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
+    """The table of runs: a row for each cell that finished or failed, in the order of the cells."""
+    rows = []
+    for cell in cells:
+        folder = RunFolder(root / cell.run.identity)
+        result, failure = folder.result(), folder.failure()
+        if result is None and failure is None:
+            continue
+        state = {"status": "done"} if result is not None else {"status": "failed", "reason": failure}
+        place = {"sweep": cell.sweep, "role": cell.role, "budget": cell.budget}
+        rows.append(cell.run.columns() | place | (result or {}) | state)
+    return rows
+
+
+def curves(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
+    """Training loss along every run of the sweep, for the envelope of Hoffmann's first approach."""
+    rows = []
+    for cell in cells:
+        folder = RunFolder(root / cell.run.identity)
+        if folder.result() is None or cell.role != "sweep":
+            continue
+        cost = cell.run.cost
+        for line in folder.metrics.read_text().splitlines():
+            point = json.loads(line)
+            if "loss" in point:
+                tokens = point["step"] * cell.run.batch_tokens
+                rows.append(
+                    {"run": cell.run.identity, "params": cost.params, "tokens": tokens, "flops": cost.flops(tokens)}
+                    | {"params_nonembedding": cost.params_nonembedding, "loss": point["loss"]}
+                )
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows under the union of their columns, floats so that they read back exactly."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)

@@ -1,0 +1,453 @@
+"""The train loop: one run, from its definition to its result, on whatever devices there are.
+
+Resume rules, in this order:
+
+1. a folder with a result is finished, and the result is returned;
+2. the newest checkpoint that is good (every leaf's digest agrees) is gone on from;
+3. otherwise training begins at step 0.
+
+The step number is the whole position: it decides the rows, the learning rate and the dropout masks, so a run that was
+killed anywhere ends in the same bits as one that was not. Steps run several to a call, in a loop whose length is an
+argument of the compiled program, so that stopping elsewhere does not change what is compiled.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from experiments.checkpoint import Checkpoints
+from experiments.data.batches import Batches, HeldOut, Prefetch
+from experiments.data.prepare import Prepared
+from experiments.objectives import Causal
+from experiments.optimizer import AdamW
+from experiments.runs import Run, RunFolder, write_text
+from models.execution import Execution, Kernel, Layers, Precision, Remat
+from models.transformer import Decoder, rules_for
+from parallel.distributed import is_lead
+from parallel.hardware import chip
+from parallel.mesh import MeshShape
+from parallel.sharding import abstract, born_sharded
+
+
+class RunFailed(RuntimeError):
+    """A run cannot go on; the message says why and at which step."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; what it had done is saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how a run is computed. None of it is part of the run's identity.
+
+    Attributes:
+        mesh: devices along each axis, as in "fsdp=4,tensor=2"; empty for all devices on `data`.
+        accumulate: parts that each batch is computed in, one after another, to save memory.
+        layers: loop over blocks, or write them out; None for what is faster on the platform.
+        remat: what is saved for the backward pass.
+        kernel: attention implementation; None for the fastest on the platform.
+        logits_chunk: positions whose logits exist at a time; None for all of them.
+        steps_per_call: most steps in one call of the compiled program; None for about a second of work.
+        checkpoint_seconds: time between checkpoints in a run of one process.
+        checkpoint_steps: steps between checkpoints; needed in a run of many processes, which must agree.
+        checkpoints: how many to keep.
+        tensorboard: also write metrics for TensorBoard (extra `tensorboard`).
+    """
+
+    mesh: str = ""
+    accumulate: int = 1
+    layers: Layers | None = None
+    remat: Remat = Remat.NONE
+    kernel: Kernel | None = None
+    logits_chunk: int | None = None
+    steps_per_call: int | None = None
+    checkpoint_seconds: float = 30.0
+    checkpoint_steps: int | None = None
+    checkpoints: int = 2
+    tensorboard: bool = False
+
+    def execution(self, run: Run, mesh: Mesh) -> Execution:
+        """How to compute the run's architecture on a mesh."""
+        cpu = mesh.devices.flat[0].platform == "cpu"
+        fused = not cpu and run.precision is Precision.BFLOAT16 and mesh.devices.flat[0].platform != "tpu"
+        return Execution(
+            rules=rules_for(run.architecture, mesh),
+            precision=run.precision,
+            layers=self.layers or (Layers.UNROLL if cpu else Layers.SCAN),
+            remat=self.remat,
+            kernel=self.kernel or (Kernel.CUDNN if fused else Kernel.BLOCKS),
+            logits_chunk=self.logits_chunk,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State and step
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """Everything that a step changes."""
+
+    step: Int[Array, ""]
+    model: Decoder
+    optimizer: optax.OptState
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a compiled step depends on besides its arguments."""
+
+    objective: Causal
+    optimizer: AdamW
+
+
+def initial_state(key: Key[Array, ""], *, run: Run, execution: Execution) -> State:
+    """The state before the first step."""
+    model = Decoder(run.architecture, key=key, execution=execution)
+    return State(jnp.zeros((), jnp.int32), model, run.optimizer.transform().init(model))
+
+
+def loss_and_gradient(
+    model: Decoder, rows: Int[Array, "parts batch length+1"], objective: Causal, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], Decoder]:
+    """Mean loss over all predicted tokens of all parts, and its gradient; equal to that of one big batch."""
+
+    def total(model, part, key):
+        losses, weights = objective.losses(model, part, key)
+        return losses.sum(), weights.sum()
+
+    def add(sums, part):
+        index, rows = part
+        (loss, count), gradient = jax.value_and_grad(total, has_aux=True)(model, rows, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, sums, (loss, count, gradient)), None
+
+    if rows.shape[0] == 1:
+        (loss, count), gradient = jax.value_and_grad(total, has_aux=True)(model, rows[0], jax.random.fold_in(key, 0))
+    else:
+        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, model))
+        (loss, count, gradient), _ = jax.lax.scan(add, zeros, (jnp.arange(rows.shape[0]), rows))
+    count = jnp.maximum(count, 1.0)
+    return loss / count, jax.tree.map(lambda leaf: leaf / count, gradient)
+
+
+def one_step(
+    state: State, rows: Int[Array, "parts batch length+1"], rate: Float[Array, ""], key: Key[Array, ""], recipe: Recipe
+) -> tuple[State, dict[str, Float[Array, ""]]]:
+    """One optimizer step; `key` is the run's, from which each step derives its own."""
+    loss, gradient = loss_and_gradient(state.model, rows, recipe.objective, jax.random.fold_in(key, state.step))
+    updates, optimizer = recipe.optimizer.transform().update(gradient, state.optimizer, state.model)
+    model = jax.tree.map(lambda leaf, update: leaf - rate * update, state.model, updates)
+    return State(state.step + 1, model, optimizer), {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+
+
+@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def advance(
+    state: State,
+    rows: Int[Array, "steps parts batch length+1"],
+    rates: Float[Array, " steps"],
+    count: Int[Array, ""],
+    key: Key[Array, ""],
+    *,
+    recipe: Recipe,
+) -> tuple[State, dict[str, Float[Array, " steps"]]]:
+    """The first `count` of the steps whose rows and rates are given; metrics of the rest are zero."""
+    metrics = {name: jnp.zeros(rates.shape) for name in ("loss", "gradient_norm")}
+
+    def body(index, carry):
+        state, metrics = carry
+        state, measured = one_step(state, rows[index], rates[index], key, recipe)
+        return state, {name: metrics[name].at[index].set(measured[name]) for name in metrics}
+
+    return jax.lax.fori_loop(0, count, body, (state, metrics))
+
+
+@partial(jax.jit, static_argnames="objective")
+def row_losses(
+    model: Decoder, rows: Int[Array, "batch length+1"], *, objective: Causal
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """For each row the sum of its losses in nats, and the number of its predicted tokens."""
+    losses, weights = objective.losses(model, rows, None)
+    return losses.sum(axis=1), weights.sum(axis=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def train(
+    run: Run,
+    folder: RunFolder,
+    prepared: Prepared,
+    *,
+    placement: Placement | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Trains a run to its end, or goes on with it, or returns the result it already has.
+
+    Args:
+        run: what to train.
+        folder: where its metrics, checkpoints and result are.
+        prepared: the rows whose fingerprint the run names.
+        placement: where and how to compute it.
+        report: called with the progress: step, loss, tokens per second.
+        stop: asked between calls; when it says yes, the run is saved and `Stopped` is raised.
+
+    Returns:
+        The measured columns of the table of runs: loss, loss_se, bits_per_byte, unique_tokens.
+
+    Raises:
+        ValueError: if the mesh, the batch or the model do not fit each other or the devices.
+        RunFailed: if the loss is not finite; the message names the step.
+        Stopped: if it was asked to stop.
+        OSError: if the folder cannot be written.
+    """
+    placement = placement or Placement()
+    if (result := folder.result()) is not None:
+        return result
+    if prepared.fingerprint != run.rows:
+        raise ValueError(
+            f"run {run.identity} is of rows {run.rows}, and {prepared.folder} holds {prepared.fingerprint}"
+        )
+    if is_lead():
+        folder.record(run)
+
+    # Where: mesh and layout.
+    mesh = MeshShape.parse(placement.mesh).build()
+    check_batch(run.batch, placement.accumulate, mesh)
+    with jax.set_mesh(mesh), Checkpoints(folder.checkpoints, keep=placement.checkpoints) as checkpoints:
+        execution = placement.execution(run, mesh)
+        recipe = Recipe(run.objective, run.optimizer)
+        key = jax.random.key(run.seed)
+
+        # What: the state, restored or new.
+        init = partial(initial_state, run=run, execution=execution)
+        restored = checkpoints.restore(abstract(init, mesh, execution.rules, key)) if checkpoints.steps() else None
+        state = restored.state if restored else born_sharded(init, mesh, execution.rules, key)
+        step = restored.step if restored else 0
+        log = MetricsLog(folder, run, from_step=step, tensorboard=placement.tensorboard)
+
+        # Data: which steps go into which call, and the rows for them read ahead.
+        window = max(1, min(100, run.steps // 100))
+        calls = calls_of(step, run.steps, window=window, most=steps_per_call(run, placement))
+        feed = Feed(
+            run, prepared, mesh, execution, parts=placement.accumulate, size=max(n for _, n in calls + [(0, 1)])
+        )
+
+        saved, began, before = time.monotonic(), time.monotonic(), step
+        with contextlib.closing(log), Prefetch(feed, calls) as batches, jax.transfer_guard("disallow"):
+            pending = None
+            for (first, count), batch in zip(calls, batches, strict=True):
+                state, metrics = advance(state, *batch, key, recipe=recipe)
+                # Metrics are read one call late, while the devices are busy with the next.
+                if pending:
+                    log.add(*pending)
+                pending, step = (first, count, metrics), first + count
+
+                due = time.monotonic() - saved > placement.checkpoint_seconds and jax.process_count() == 1
+                if placement.checkpoint_steps:
+                    due = step // placement.checkpoint_steps > first // placement.checkpoint_steps
+                stopping = stop()
+                if step % window == 0 and step < run.steps and (due or stopping):
+                    log.add(*pending)  # a state is saved only after its loss was seen to be finite
+                    pending = None
+                    with jax.transfer_guard("allow"):
+                        checkpoints.save(step, state, metadata={"run": run.identity})
+                    saved = time.monotonic()
+                    if stopping:
+                        raise Stopped(f"run {run.identity} stopped at step {step} of {run.steps}")
+                speed = (step - before) * run.batch_tokens / (time.monotonic() - began)
+                report({"step": step, "steps": run.steps, "loss": log.last_loss, "tokens_per_second": speed})
+            if pending:
+                log.add(*pending)
+
+        # Result.
+        result = evaluate(state.model, run, prepared, mesh, execution)
+        if not math.isfinite(result["loss"]):
+            raise RunFailed(f"held-out loss is {result['loss']} after step {run.steps}")
+        checkpoints.wait()
+        result["unique_tokens"] = min(run.tokens, len(prepared.train) * run.data.length)
+        if is_lead():
+            folder.finish(result)
+        return result
+
+
+def check_batch(batch: int, parts: int, mesh: Mesh) -> None:
+    """Raises ValueError unless the batch divides into parts, and each part over the devices that read rows."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if parts < 1 or batch % (parts * shards):
+        each = f"{shards} devices (data x fsdp)" + (f" x {parts} parts" if parts != 1 else "")
+        raise ValueError(
+            f"a batch of {batch} rows cannot be shared equally by {each}; choose a multiple of {parts * shards}"
+        )
+
+
+def steps_per_call(run: Run, placement: Placement) -> int:
+    """Steps in one call: as set, or about a second of work on a CPU, which hides what each call costs."""
+    if placement.steps_per_call is not None:
+        return max(1, placement.steps_per_call)
+    return int(np.clip(1e10 / (run.cost.flops_per_token * run.batch_tokens), 1, 64))
+
+
+def calls_of(first: int, steps: int, *, window: int, most: int) -> list[tuple[int, int]]:
+    """Steps `first` to `steps` as pairs of first step and count, none longer than `most` nor across a window's end."""
+    calls = []
+    while first < steps:
+        count = min(most, window - first % window, steps - first)
+        calls.append((first, count))
+        first += count
+    return calls
+
+
+class Feed:
+    """Rows and learning rates of a call, on the devices; each process reads only the rows that its devices hold."""
+
+    def __init__(self, run: Run, prepared: Prepared, mesh: Mesh, execution: Execution, *, parts: int, size: int):
+        self.run, self.parts, self.size = run, parts, size
+        self.whole = NamedSharding(mesh, PartitionSpec())
+        self.sharding = NamedSharding(mesh, execution.rules.spec(None, None, "batch", None))
+        self.shape = (size, parts, run.batch // parts, run.data.length + 1)
+        # Parts come before the batch axis, so one part of this process's share is a contiguous range of the batch.
+        bounds = [
+            index[2].indices(self.shape[2])[:2]
+            for index in self.sharding.addressable_devices_indices_map(self.shape).values()
+        ]
+        self.low, self.high = min(low for low, _ in bounds), max(high for _, high in bounds)
+        self.batches = Batches(prepared.train, batch=run.batch, seed=run.seed)
+
+    def __call__(self, first: int, count: int) -> tuple[Array, Array, Array]:
+        """Arguments `rows`, `rates` and `count` of `advance`; steps beyond `count` are filled with zeros."""
+        rows = np.zeros(self.shape[:2] + (self.high - self.low, self.shape[3]), np.int32)
+        read = self.batches.steps(first, count).reshape(count, *self.shape[1:])
+        rows[:count] = read[:, :, self.low : self.high]
+        rates = np.zeros(self.size, np.float32)
+        rates[:count] = self.run.schedule.rates(first, count, steps=self.run.steps)
+        return (
+            jax.make_array_from_process_local_data(self.sharding, rows, self.shape),
+            jax.device_put(rates, self.whole),
+            jax.device_put(np.int32(count), self.whole),
+        )
+
+
+class MetricsLog:
+    """JSONL metrics, one line a window of steps; on resume, lines past the checkpoint are dropped."""
+
+    def __init__(self, folder: RunFolder, run: Run, *, from_step: int, tensorboard: bool):
+        self.path, self.run, self.last_loss = folder.metrics, run, None
+        self.window = max(1, min(100, run.steps // 100))
+        self.losses, self.norms = [], []
+        self.began = time.monotonic()
+        self.file = self.board = None
+        if not is_lead():
+            return
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= from_step]
+        write_text(self.path, "".join(kept))
+        self.file = self.path.open("a", buffering=1)
+        if tensorboard:
+            self.board = _tensorboard(folder.path)
+
+    def add(self, first: int, count: int, metrics: dict[str, Float[Array, " steps"]]) -> None:
+        """Takes in the metrics of a call.
+
+        Raises:
+            RunFailed: if a loss or gradient is not finite.
+        """
+        losses, norms = jax.device_get([metrics["loss"], metrics["gradient_norm"]])
+        losses, norms = losses[:count], norms[:count]
+        bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
+        if bad.size:
+            at = int(bad[0])
+            raise RunFailed(
+                f"step {first + at + 1} of {self.run.steps}: loss {losses[at]}, gradient norm {norms[at]}; "
+                "the learning rate may be too high"
+            )
+        self.losses.extend(losses.tolist())
+        self.norms.extend(norms.tolist())
+        step = first + count
+        if step % self.window and step != self.run.steps:
+            return
+        self.last_loss = float(np.mean(self.losses))
+        now = time.monotonic()
+        line = {
+            "step": step,
+            "loss": self.last_loss,
+            "gradient_norm": float(np.mean(self.norms)),
+            "learning_rate": float(self.run.schedule.rates(step - 1, 1, steps=self.run.steps)[0]),
+            "tokens": step * self.run.batch_tokens,
+            "tokens_per_second": len(self.losses) * self.run.batch_tokens / max(now - self.began, 1e-9),
+        }
+        self.losses, self.norms, self.began = [], [], now
+        if self.file:
+            self.file.write(json.dumps(line) + "\n")
+        if self.board:
+            for name in ("loss", "gradient_norm", "learning_rate", "tokens_per_second"):
+                self.board.add_scalar(name, line[name], step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in (self.file, self.board):
+            if file:
+                file.close()
+
+
+def _tensorboard(folder: Path):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "TensorBoard metrics need tensorboardX: pip install 'scaling-experiments[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def evaluate(
+    model: Decoder, run: Run, prepared: Prepared, mesh: Mesh, execution: Execution, *, batch: int | None = None
+) -> dict[str, float]:
+    """Loss on the held-out rows, the same ones in the same order for every run.
+
+    Returns:
+        loss: nats per predicted token; loss_se: its standard error, from the spread between rows (tokens of one row are
+        not independent); bits_per_byte: the same cross-entropy per byte of the text, which no tokenizer changes.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch = batch or math.ceil(max(run.batch, 16) / shards) * shards
+    held_out = HeldOut(prepared.held_out, batch=batch, limit=run.evaluation_rows)
+    sharding = NamedSharding(mesh, execution.rules.spec("batch", None))
+    whole = NamedSharding(mesh, PartitionSpec())
+    sums, counts, octets = [], [], 0
+    bytes_per_token = prepared.tokenizer.bytes_per_token
+    for rows, real in held_out:
+        spread = jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
+        loss, count = jax.device_get(jax.device_put(row_losses(model, spread, objective=run.objective), whole))
+        sums.append(loss[real > 0].astype(np.float64))
+        counts.append(count[real > 0].astype(np.float64))
+        targets = rows[real > 0, 1:]
+        octets += int(bytes_per_token[targets][targets != run.objective.bos].sum())
+    sums, counts = np.concatenate(sums), np.concatenate(counts)
+    loss = sums.sum() / counts.sum()
+    # Standard error of a ratio of means (Cochran 1977, equation 6.13), rows as the units.
+    residual = sums - loss * counts
+    error = math.sqrt((residual**2).sum() / max(len(sums) - 1, 1) / len(sums)) / counts.mean()
+    return {"loss": float(loss), "loss_se": float(error), "bits_per_byte": float(sums.sum() / math.log(2) / max(octets, 1))}
+
+
+def utilization(run: Run, tokens_per_second: float, devices: list[jax.Device]) -> float | None:
+    """Model FLOP/s as a share of the devices' peak in bfloat16; None where the peak is not known."""
+    sheet = chip(devices[0])
+    return sheet and run.cost.flops_per_token * tokens_per_second / (sheet.bf16_flops * len(devices))
