@@ -138,7 +138,7 @@ def _design(study: Study) -> list[Diagnostic]:
         found.append(
             Diagnostic(
                 Severity.WARNING,
-                f"FLOPs per token are a power of N to no better than {study.cost.scatter:.0%} (shapes differ at equal N?), "
+                f"FLOPs per token are a power of N only within {study.cost.scatter:.0%} (shapes differ at equal N?), "
                 "so the optima of approach 3 are as uncertain.",
             )
         )

@@ -18,7 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from scaling.held_out import HeldOut, as_held_out
 from scaling.study import Approach, Study
@@ -100,9 +100,7 @@ def _ticks(low: float, high: float, wanted: int) -> list[float]:
             return found[:: -(-len(found) // wanted)]
         if len(found) <= wanted:
             best = found
-    if len(best) < 3:
-        from matplotlib.ticker import MaxNLocator
-
+    if high / low < 8:  # under a decade, evenly spread values read better
         best = [value for value in MaxNLocator(wanted).tick_values(low, high) if low <= value <= high]
     return best
 
@@ -143,11 +141,10 @@ def _held_out_marks(axes: Axes, held: tuple[HeldOut, ...], x: Callable[[HeldOut]
             x(each),
             each.predicted.value,
             yerr=[[low], [high]],
-            fmt="s",
-            markersize=7,
-            markerfacecolor=theme.paper,
+            fmt="_",
+            markersize=24,
             markeredgecolor=theme.accent,
-            markeredgewidth=1.5,
+            markeredgewidth=1.8,
             ecolor=theme.accent,
             elinewidth=1.8,
             capsize=5,
@@ -216,7 +213,7 @@ def loss_against_compute(study: Study, held_out=None, *, theme: Theme = LIGHT) -
         start = first if study.curves is None else study.curves["flops"].quantile(0.02)
         _log_axis(axes, "x", _around([start, end], 0.03), power_of_ten)
         _log_axis(axes, "y", _around(losses), lambda value: f"{value:g}")
-        axes.set_xlabel(f"compute C, FLOPs ({study.convention.flops})")
+        axes.set_xlabel(f"compute C ({study.convention.flops}), FLOPs")
         axes.set_ylabel("held-out loss L, nats per token")
         axes.legend(loc="upper right")
         bar = figure.colorbar(ScalarMappable(norm, ramp), ax=axes, pad=0.01, aspect=30)
@@ -317,7 +314,7 @@ def optimal_sizes(study: Study, held_out=None, *, theme: Theme = LIGHT) -> Figur
                 shown.append(getattr(each, name))
             _log_axis(axes, "x", _around([*grid], 0.02), power_of_ten, 5)
             _log_axis(axes, "y", _around(shown, 0.08), short, 7)
-            axes.set_xlabel(f"compute C, FLOPs ({study.convention.flops})")
+            axes.set_xlabel(f"compute C ({study.convention.flops}), FLOPs")
             what = f"parameters N_opt ({study.convention.params})" if name == "params" else "training tokens D_opt"
             axes.set_ylabel(f"compute-optimal {what}".replace("N_opt", "$N_{opt}$").replace("D_opt", "$D_{opt}$"))
             axes.legend(loc="upper left", handlelength=2.6)
@@ -366,13 +363,13 @@ def predicted_against_measured(study: Study, held_out=None, *, theme: Theme = LI
         axes.tick_params(labelbottom=False)
         axes.set_ylabel("measured loss, nats per token")
         below.set_ylabel("measured over\npredicted, %")
-        below.set_xlabel(f"loss predicted by {fit.law.text}, nats per token")
+        below.set_xlabel("loss predicted by approach 3, nats per token")
         handles = [*axes.get_legend_handles_labels()[0], Line2D([], [], color=theme.faint, linewidth=8)]
         labels = [*axes.get_legend_handles_labels()[1], "noise of one run, 95 %"]
         axes.legend(handles, labels, loc="upper left")
         bar = figure.colorbar(ScalarMappable(norm, ramp), ax=[axes, below], pad=0.01, aspect=40)
         bar.outline.set_visible(False)
-        bar.set_label(f"compute C, FLOPs ({study.convention.flops})")
+        bar.set_label(f"compute C ({study.convention.flops}), FLOPs")
         _log_axis(bar.ax, "y", (norm.vmin, norm.vmax), power_of_ten, 5)
         bar.ax.grid(visible=False)
     return figure
