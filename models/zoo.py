@@ -1,0 +1,251 @@
+"""Named architectures: families of any size, and published sizes of them.
+
+A family is a function from sizes to an `Architecture`; a published size is a value made by one. A new architecture is
+one more of either, and nothing else in the framework changes.
+
+    zoo.llama(width=512, depth=8, heads=8, vocab=1024, length=256, kv_heads=2)
+    zoo.make("llama", width=512, depth=8, heads=8, vocab=1024, length=256, kv_heads=2)   # by name
+    zoo.get("gpt2-xl")
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from models.attention import Attention
+from models.config import Architecture, Block, Embedding, Head, Placement, Stack, Tying
+from models.feedforward import MLP, Activation, Form
+from models.layers import Norm
+from models.positions import Positions
+
+Family = Callable[..., Architecture]
+
+
+def decoder(*, width: int, depth: int, heads: int, vocab: int, length: int, **settings: Any) -> Architecture:
+    """The plain decoder for sweeps of small models: rotary positions, RMSNorm, GELU MLP, tied, no biases.
+
+    It differs from `llama` where small models ask for it. Below a million parameters embedding and head dominate, and a
+    tied head makes the exact training FLOPs those of 6 x params x tokens plus attention, because every parameter is
+    used in exactly one product; with an untied one a share of the parameters, different at every size, does no work.
+    The plain MLP of 4 x width has one shape at every width, where 8/3 x width must be rounded, and two large products
+    in place of three smaller ones.
+
+    Args:
+        width: size of the residual stream.
+        depth: number of blocks.
+        heads: query heads.
+        vocab: vocabulary size.
+        length: longest row in tokens.
+        **settings: anything that `SETTINGS` lists.
+    """
+    return _architecture("decoder", width=width, depth=depth, heads=heads, vocab=vocab, length=length, **settings)
+
+
+def gpt2(
+    *, width: int, depth: int, heads: int, vocab: int = 50_257, length: int = 1_024, **settings: Any
+) -> Architecture:
+    """GPT-2 (Radford et al. 2019): learned positions, LayerNorm first, GELU MLP of 4 x width, biases, tied, std 0.02.
+
+    The authors trained with dropout 0.1; here it is 0 unless `dropout` says otherwise.
+
+    Args:
+        width: size of the residual stream.
+        depth: number of blocks.
+        heads: query heads.
+        vocab: vocabulary size.
+        length: longest row in tokens.
+        **settings: anything that `SETTINGS` lists.
+    """
+    own = dict(norm=Norm.LAYER, positions=Positions.LEARNED, biases=True, std=0.02)
+    return _architecture("gpt2", width=width, depth=depth, heads=heads, vocab=vocab, length=length, **(own | settings))
+
+
+def llama(
+    *, width: int, depth: int, heads: int, vocab: int = 32_000, length: int = 2_048, **settings: Any
+) -> Architecture:
+    """Llama (Touvron et al. 2023): rotary positions, RMSNorm first, SwiGLU of about 8/3 x width, untied, no biases.
+
+    Args:
+        width: size of the residual stream.
+        depth: number of blocks.
+        heads: query heads.
+        vocab: vocabulary size.
+        length: longest row in tokens.
+        **settings: anything that `SETTINGS` lists; `kv_heads` makes it the grouped attention of Llama 2 70B and 3.
+    """
+    own = dict(activation=Activation.SILU, form=Form.GATED, tying=Tying.UNTIED, hidden=gated_hidden(width))
+    return _architecture("llama", width=width, depth=depth, heads=heads, vocab=vocab, length=length, **(own | settings))
+
+
+def gated_hidden(width: int) -> int:
+    """Hidden units of a gated MLP with about as many parameters as a plain one of 4 x width: 8/3 x width, rounded up.
+
+    To a multiple of 256 as the authors of Llama do, which small widths would notice: of 64 below width 1024, of 8
+    below 256.
+    """
+    multiple = 256 if width >= 1024 else 64 if width >= 256 else 8
+    return -(-(8 * width // 3) // multiple) * multiple
+
+
+def _architecture(
+    family: str,
+    *,
+    width: int,
+    depth: int,
+    heads: int,
+    vocab: int,
+    length: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    hidden: int | None = None,
+    norm: Norm = Norm.RMS,
+    placement: Placement = Placement.PRE,
+    positions: Positions = Positions.ROTARY,
+    rotary_base: float = 10_000.0,
+    qk_norm: Norm | None = None,
+    window: int | None = None,
+    score_cap: float | None = None,
+    activation: Activation = Activation.GELU,
+    form: Form = Form.PLAIN,
+    biases: bool = False,
+    tying: Tying = Tying.TIED,
+    logit_cap: float | None = None,
+    dropout: float = 0.0,
+    std: float | None = None,
+) -> Architecture:
+    """A decoder of equal blocks; `dropout` applies to the embedding, attention weights and residual branches alike."""
+    if heads < 1:
+        raise ValueError(f"{family}: heads is {heads} and must be positive")
+    if head_dim is None and width % heads:
+        raise ValueError(f"{family}: width {width} is not divisible by {heads} heads; set head_dim, or other heads")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"{family}: dropout is {dropout} and must be a share in [0, 1)")
+    at_embedding = positions in (Positions.LEARNED, Positions.SINUSOIDAL)
+    mixer = Attention(
+        heads=heads,
+        head_dim=head_dim or width // heads,
+        kv_heads=kv_heads or heads,
+        positions=Positions.NONE if at_embedding else positions,
+        rotary_base=rotary_base,
+        qk_norm=qk_norm,
+        window=window,
+        score_cap=score_cap,
+        biases=biases,
+        dropout=dropout,
+    )
+    feedforward = MLP(hidden=hidden or 4 * width, activation=activation, form=form, biases=biases)
+    block = Block(mixer=mixer, feedforward=feedforward, norm=norm, placement=placement, dropout=dropout)
+    return Architecture(
+        family=family,
+        vocab=vocab,
+        length=length,
+        width=width,
+        stack=Stack(pattern=(block,), repeats=depth),
+        embedding=Embedding(positions=positions if at_embedding else Positions.NONE, dropout=dropout),
+        head=Head(tying=tying, logit_cap=logit_cap),
+        std=std,
+    )
+
+
+# What can be set on a model of any family.
+SETTINGS = tuple(name for name in inspect.signature(_architecture).parameters if name != "family")
+
+FAMILIES: dict[str, Family] = {"decoder": decoder, "gpt2": gpt2, "llama": llama}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published size of a family.
+
+    Attributes:
+        architecture: the model.
+        params: its parameters as published (counted in the released weights), to check `architecture` against.
+        source: who published it.
+    """
+
+    architecture: Architecture
+    params: int
+    source: str
+
+
+_GPT2 = "Radford et al. 2019"
+_LLAMA, _LLAMA2, _LLAMA3 = "Touvron et al. 2023a", "Touvron et al. 2023b", "Grattafiori et al. 2024"
+_THREE = dict(vocab=128_256, length=8_192, kv_heads=8, rotary_base=500_000.0)
+
+PUBLISHED: dict[str, Published] = {
+    name: Published(architecture=architecture, params=params, source=source)
+    for name, architecture, params, source in (
+        ("gpt2", gpt2(width=768, depth=12, heads=12), 124_439_808, _GPT2),
+        ("gpt2-medium", gpt2(width=1024, depth=24, heads=16), 354_823_168, _GPT2),
+        ("gpt2-large", gpt2(width=1280, depth=36, heads=20), 774_030_080, _GPT2),
+        ("gpt2-xl", gpt2(width=1600, depth=48, heads=25), 1_557_611_200, _GPT2),
+        ("tinyllama-1.1b", llama(width=2048, depth=22, heads=32, kv_heads=4), 1_100_048_384, "Zhang et al. 2024"),
+        ("llama-7b", llama(width=4096, depth=32, heads=32), 6_738_415_616, _LLAMA),
+        ("llama-13b", llama(width=5120, depth=40, heads=40), 13_015_864_320, _LLAMA),
+        ("llama-33b", llama(width=6656, depth=60, heads=52), 32_528_943_616, _LLAMA),
+        ("llama-65b", llama(width=8192, depth=80, heads=64), 65_285_660_672, _LLAMA),
+        (
+            "llama-2-70b",
+            llama(width=8192, depth=80, heads=64, kv_heads=8, hidden=28_672, length=4_096),
+            68_976_648_192,
+            _LLAMA2,
+        ),
+        (
+            "llama-3.2-1b",
+            llama(width=2048, depth=16, heads=32, hidden=8_192, tying=Tying.TIED, **_THREE),
+            1_235_814_400,
+            "Meta, model card of Llama 3.2",
+        ),
+        ("llama-3-8b", llama(width=4096, depth=32, heads=32, hidden=14_336, **_THREE), 8_030_261_248, _LLAMA3),
+        ("llama-3-70b", llama(width=8192, depth=80, heads=64, hidden=28_672, **_THREE), 70_553_706_496, _LLAMA3),
+    )
+}
+
+
+def family(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        ValueError: if there is none; the message offers the nearest name.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"no family of architectures is called '{name}'; {_hint(name, FAMILIES)}")
+    return FAMILIES[name]
+
+
+def make(name: str, **chosen: Any) -> Architecture:
+    """A model of the family called `name`: `width`, `depth`, `heads`, `vocab`, `length` and other `SETTINGS`.
+
+    Raises:
+        ValueError: for a family or a setting that does not exist (the nearest name is offered), for a missing one, and
+            for settings that do not fit together.
+    """
+    build = family(name)
+    for setting in chosen:
+        if setting not in SETTINGS:
+            raise ValueError(f"{name}: there is no setting '{setting}'; {_hint(setting, SETTINGS)}")
+    required = inspect.signature(build).parameters.values()
+    missing = [entry.name for entry in required if entry.kind is entry.KEYWORD_ONLY and entry.default is entry.empty]
+    if missing := [setting for setting in missing if setting not in chosen]:
+        raise ValueError(f"{name}: {', '.join(missing)} must be given")
+    return build(**chosen)
+
+
+def get(name: str) -> Architecture:
+    """The published size of that name.
+
+    Raises:
+        ValueError: if there is none; the message offers the nearest name, or the sizes of a family named.
+    """
+    if name not in PUBLISHED:
+        sizes = [size for size, entry in PUBLISHED.items() if entry.architecture.family == name]
+        hint = f"'{name}' is a family, with sizes {', '.join(sizes)}" if sizes else _hint(name, PUBLISHED)
+        raise ValueError(f"no published architecture is called '{name}'; {hint}")
+    return PUBLISHED[name].architecture
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
