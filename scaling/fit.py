@@ -119,7 +119,8 @@ class Fit:
             "columns": {"params": self.convention.params, "flops": self.convention.flops, "read": [*self.law.columns]},
             "runs": len(self.residuals),
             "parameters": dict(self.parameters),
-            "objective": {"value": self.value, "what": str(self.objective)},
+            "objective": self.value,
+            "objective_is": str(self.objective),
             "residual": {"sigma": self.sigma, "largest": float(np.max(np.abs(self.residuals)))},
             "certificate": {
                 "passed": self.certificate.passed,

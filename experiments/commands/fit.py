@@ -1,0 +1,148 @@
+"""`scaling fit`: a law, a table of runs, and how sure the fit is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scaling.fit import Fit
+    from scaling.held_out import HeldOut
+    from scaling.study import Study
+    from scaling.uncertainty import Bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Where the runs are and what their columns are called; shared by fit, plot and report."""
+
+    table: tyro.conf.Positional[Path]
+    """Table of runs (.csv, .jsonl or .parquet) with params, loss and one of tokens / flops."""
+    params: str = "params"
+    """Column with the number of parameters."""
+    tokens: str = "tokens"
+    """Column with the number of training tokens."""
+    loss: str = "loss"
+    """Column with the held-out loss, nats per token."""
+    flops: str = "flops"
+    """Column with the training FLOPs."""
+    where: str | None = None
+    """Keep only rows for which this holds, such as 'loss < 3'."""
+    resamples: int = 1000
+    """Bootstrap resamples behind the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    def read(self) -> pd.DataFrame:
+        """The table, its columns under our names."""
+        from scaling import runs
+
+        names = {name: getattr(self, name) for name in ("params", "tokens", "loss", "flops")}
+        return runs.read(self.table, columns={k: v for k, v in names.items() if v != k}, where=self.where)
+
+    def mapping(self) -> str:
+        """The options that differ from their defaults, as typed."""
+        given = [(name, getattr(self, name)) for name in ("params", "tokens", "loss", "flops")]
+        said = [f" --{name} {shlex.quote(value)}" for name, value in given if value != name]
+        said += [f" --where {shlex.quote(self.where)}"] if self.where else []
+        said += [f" --{name} {value}" for name, value, usual in self._counts() if value != usual]
+        return "".join(said)
+
+    def _counts(self):
+        return (("resamples", self.resamples, 1000), ("seed", self.seed, 0))
+
+    def study(self) -> tuple[Study, tuple[HeldOut, ...]]:
+        """Everything fitted to the table, and its held-out runs predicted."""
+        from scaling import runs
+        from scaling.held_out import predict_held_out
+        from scaling.study import study
+
+        table = self.read()
+        beside = self.table.with_name("curves.csv")
+        curves = runs.read(beside) if beside.is_file() and beside != self.table else None
+        found = study(table, curves, resamples=self.resamples, seed=self.seed)
+        return found, predict_held_out(found, table)
+
+
+@dataclass(frozen=True)
+class Command(TableOptions):
+    """Fit a scaling law to a table of runs and say how sure it is.
+
+    Prints parameters with 95 % intervals and what to know before trusting them; --json prints one object instead.
+    Laws: chinchilla, kaplan-n, kaplan-d, kaplan-c, kaplan-nd, and power-X, floor-X for X in params, tokens, flops.
+    Rows with role 'held-out' are left out.
+    """
+
+    law: str = "chinchilla"
+    """Name of the law."""
+    json: bool = False
+    """Print one JSON object: law, columns, parameters, intervals, objective, certificate, warnings."""
+    delta: float = 1e-3
+    """Of the Huber loss on log residuals; smaller is closer to least absolute deviations."""
+
+    def __call__(self) -> int:
+        """Fit and print."""
+        from scaling import laws, runs
+        from scaling.fit import Objective, fit_law
+        from scaling.uncertainty import bootstrap
+
+        law = laws.get(self.law)
+        checked = runs.check(runs.split(self.read())[0])
+        fit = fit_law(checked.frame, law, objective=Objective(delta=self.delta))
+        boot = bootstrap(fit, resamples=self.resamples, seed=self.seed)
+        if self.json:
+            print_json(fit, boot, checked.notes, columns={name: getattr(self, name) for name in law.columns})
+        else:
+            print_table(fit, boot, checked.notes)
+        return 0
+
+
+def print_json(fit: Fit, boot: Bootstrap, notes: tuple[str, ...], *, columns: dict[str, str]) -> None:
+    """One object on standard output; `columns` names the table's own columns the law was fitted on."""
+    found = fit.to_dict() | {"columns": columns}
+    intervals = {
+        name: {"low": each.low, "high": each.high, "method": boot.method}
+        for name, each in ((name, boot.interval(name)) for name in fit.law.names)
+    }
+    order = ("law", "columns", "parameters")
+    print(
+        json.dumps({k: found[k] for k in order} | {"intervals": intervals} | found | {"notes": list(notes)}, indent=2)
+    )
+
+
+def print_table(fit: Fit, boot: Bootstrap, notes: tuple[str, ...]) -> None:
+    """Parameters, intervals and diagnostics for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{fit.law.name}[/]  {fit.law.text}  [dim]{fit.law.source}[/]")
+    console.print(f"[dim]{len(fit.residuals)} runs; {fit.convention}[/]")
+    for warning in fit.warnings:
+        console.print(f"[bold yellow]▲[/] {warning}")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("parameter")
+    for name in ("value", "low", "high"):
+        table.add_column(name, justify="right")
+    table.add_column("meaning", style="dim")
+    for each in fit.law.parameters:
+        interval = boot.interval(each.name)
+        numbers = (f"{value:.6g}" for value in (interval.value, interval.low, interval.high))
+        table.add_row(each.name, *numbers, each.meaning)
+    console.print(table)
+    certificate = fit.certificate
+    verdict = "[green]✓ certified optimum[/]" if certificate.passed else "[bold yellow]▲ no certified optimum[/]"
+    console.print(
+        f"{verdict}: objective {fit.value:.8g}, reached by {certificate.share:.0%} of {certificate.starts} starts; "
+        f"residuals {fit.sigma:.2%} of the loss"
+    )
+    console.print(f"[dim]objective: {fit.objective}; intervals: {boot.method}[/]")
+    for note in notes:
+        console.print(f"[dim]· {note}[/]")
