@@ -241,7 +241,7 @@ def get(name: str) -> Architecture:
     """
     if name not in PUBLISHED:
         sizes = [size for size, entry in PUBLISHED.items() if entry.architecture.family == name]
-        hint = f"'{name}' is a family, with sizes {', '.join(sizes)}" if sizes else _hint(name, PUBLISHED)
+        hint = f"'{name}' is a family, with sizes {', '.join(sizes)}" if sizes else _hint(name, PUBLISHED | FAMILIES)
         raise ValueError(f"no published architecture is called '{name}'; {hint}")
     return PUBLISHED[name].architecture
 
