@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from experiments.data.prepare import DataConfig, Prepared, load, prepare
+from experiments.data.prepare import DataConfig, prepare
+from experiments.data.prepared import Prepared, load
 from experiments.data.sources import AnySource, Documents, Embedded, TextFiles, Tfds
 from experiments.data.tokenizer import Kind, TokenizerConfig
 

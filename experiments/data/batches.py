@@ -47,7 +47,7 @@ class Rows:
             array = np.load(self.path, mmap_mode="r")
         except FileNotFoundError:
             raise FileNotFoundError(f"no prepared rows {self.path}") from None
-        except ValueError as error:  # too short for its header, or no header
+        except (ValueError, EOFError) as error:  # too short for its header, or no header
             raise ValueError(
                 f"prepared rows {self.path} are damaged ({error}); delete the folder and prepare again"
             ) from error

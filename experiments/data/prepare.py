@@ -14,7 +14,6 @@ Memory holds the largest document, a few million tokens and under 100 bytes a do
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import heapq
 import itertools
@@ -28,13 +27,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from experiments.data import tokenizer as tokenizers
-from experiments.data.batches import Rows
-from experiments.data.sources import AnySource, Contents, Embedded, Hasher, Source, nearest_file
+from experiments.data.prepared import Metadata, Prepared, SplitCounts, load
+from experiments.data.sources import AnySource, Contents, Embedded, Hasher, Source
 from experiments.data.tokenizer import Tokenizer, TokenizerConfig
 
 _FORMAT = 1  # raise it when the same configuration would give other rows
@@ -87,96 +86,6 @@ class DataConfig:
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class SplitCounts:
-    """How much one split holds. `tokens` counts BOS and EOS of each document; `dropped` of them filled no row."""
-
-    documents: int
-    bytes: int
-    tokens: int
-    rows: int
-    dropped: int
-    sha256: str
-    """Of the rows."""
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What was read and what was made of it, as stored in `metadata.json`."""
-
-    fingerprint: str
-    source: str
-    contents_sha256: str
-    tokenizer: dict[str, Any]
-    tokenizer_sha256: str
-    vocab: int
-    length: int
-    held_out_share: float
-    seed: int
-    train: SplitCounts
-    held_out: SplitCounts
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A folder of prepared rows.
-
-    Attributes:
-        folder: where it is.
-        metadata: what it holds.
-    """
-
-    folder: Path
-    metadata: Metadata
-
-    @property
-    def train(self) -> Rows:
-        """The training rows."""
-        return Rows(self.folder / "train.npy")
-
-    @property
-    def held_out(self) -> Rows:
-        """The held-out rows."""
-        return Rows(self.folder / "held_out.npy")
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the rows."""
-        return tokenizers.load(self.folder / "tokenizer.model")
-
-    @property
-    def fingerprint(self) -> str:
-        """Stands for the rows in a run's identity: equal fingerprints mean equal rows."""
-        return self.metadata.fingerprint
-
-
-def load(folder: str | os.PathLike[str]) -> Prepared:
-    """Opens a folder that `prepare` made.
-
-    Raises:
-        FileNotFoundError: if it is none.
-        ValueError: if it is damaged, or of another format.
-    """
-    folder = Path(folder)
-    path = folder / "metadata.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no prepared data (no metadata.json){nearest_file(folder)}")
-    try:
-        stored = json.loads(path.read_bytes())
-        splits = {name: SplitCounts(**stored.pop(name)) for name in ("train", "held_out")}
-        prepared = Prepared(folder, Metadata(**stored, **splits))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not of this version ({error}); delete the folder and prepare again") from error
-    for rows, counts in ((prepared.train, splits["train"]), (prepared.held_out, splits["held_out"])):
-        if (len(rows), rows.length) != (counts.rows, prepared.metadata.length):
-            raise ValueError(
-                f"{rows.path} holds {len(rows)} rows of {rows.length} tokens, not the {counts.rows} of "
-                f"{prepared.metadata.length} that metadata.json says; delete the folder and prepare again"
-            )
-    return prepared
 
 
 def prepare(

@@ -32,6 +32,7 @@ _SPACE = "\u2581"  # how SentencePiece writes a space inside pieces
 # merge when concatenated, so this ModelProto with `normalizer_spec {precompiled_charsmap: "" add_dummy_prefix: false
 # remove_extra_whitespaces: false}` overrules what a model says (field numbers of sentencepiece_model.proto).
 _NO_NORMALISATION = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
+_BOUNDARY = "\t"  # the trainer never learns a piece across a tab
 _PART = 1 << 16  # characters encoded at once: BPE is slower than linear in the length of its input
 
 
@@ -229,27 +230,29 @@ def train(texts: Iterable[str], *, kind: Kind, vocab: int) -> SentencePieceToken
     """
     import sentencepiece
 
-    sentences = [sentence for text in texts for sentence in _sentences(text)]
-    # Rare characters are left to the bytes, so that text in a large alphabet does not exhaust a small vocabulary.
-    counts = sorted(Counter(character for sentence in sentences for character in sentence).values(), reverse=True)
+    texts = list(texts)
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text)
     if not counts:
         raise ValueError("there is no text to train a tokenizer on")
-    share = sum(counts[: (vocab - _BYTES - _SPECIALS) // 2]) / sum(counts)
+    rare = _rare(counts, most=(vocab - _BYTES - _SPECIALS) // 2)
+    sentences = (sentence for text in texts for sentence in _sentences(text.translate(rare)))
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=sentences,
             model_writer=model,
             model_type=kind.value,
             vocab_size=vocab,
-            character_coverage=min(0.9995, share),
+            character_coverage=1.0,
             byte_fallback=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             split_digits=True,
-            user_defined_symbols=["\t"],  # the trainer uses tabs as its own boundary, so they are never learned
+            user_defined_symbols=[_BOUNDARY],
             max_sentence_length=1 << 20,
             num_threads=1,
             pad_id=0,
@@ -261,15 +264,28 @@ def train(texts: Iterable[str], *, kind: Kind, vocab: int) -> SentencePieceToken
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(
-            f"cannot train {vocab} {kind.value} pieces on {sum(counts)} characters; "
+            f"cannot train {vocab} {kind.value} pieces on {counts.total()} characters; "
             f"give more text or a smaller vocabulary (SentencePiece: {reason})"
         ) from error
     return SentencePieceTokenizer(model.getvalue())
 
 
+def _rare(counts: Counter[str], *, most: int) -> dict[int, str]:
+    """Characters to leave to the bytes: NUL, and those beyond `most` or 99.95 % of the text, commonest first.
+
+    So text in a large alphabet does not exhaust a small vocabulary. In the trainer's text a boundary stands for each.
+    """
+    total, seen = counts.total(), 0
+    rare = {0: _BOUNDARY}
+    for rank, (character, count) in enumerate(sorted(counts.items(), key=lambda item: (-item[1], item[0]))):
+        if rank >= most or seen >= 0.9995 * total:
+            rare[ord(character)] = _BOUNDARY
+        seen += count
+    return rare
+
+
 def _sentences(text: str, size: int = 2000) -> Iterator[str]:
-    """Pieces of text small enough for the trainer's merges; it drops sentences with NUL, so NUL is dropped here."""
-    text = text.replace("\0", "")
+    """Pieces of text small enough for the trainer's merges."""
     return (text[start : start + size] for start in range(0, len(text), size))
 
 

@@ -1,0 +1,37 @@
+"""`scaling data` prepares rows and shows them."""
+
+import pytest
+import tyro
+
+from experiments.commands.data import Command
+
+
+def run(capsys, *arguments):
+    status = tyro.cli(Command, args=[str(argument) for argument in arguments])()
+    return status, capsys.readouterr().out
+
+
+def test_prepares_text_and_shows_the_folder_again(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"paragraph {i}: so it goes, {i * i}." for i in range(300)))
+    status, made = run(capsys, "--text", tmp_path / "*.txt", "--vocab", "300", "--length", "16", "-o", tmp_path / "out")
+    assert status == 0
+    (folder,) = (path for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
+    status, shown = run(capsys, folder)
+    assert status == 0
+    for output in (made, shown):
+        for fact in ("documents", "held out", "bytes / token", "bpe of 300", "16 tokens, seed 0", "fingerprint"):
+            assert fact in output
+        assert folder.name.rsplit("-", 1)[1] in output
+        assert "row 0" in output
+        assert "par" in output.partition("row 0")[2]  # decoded
+
+
+@pytest.mark.parametrize("arguments", [[], ["--embedded", "--text", "a.txt"]])
+def test_one_source_must_be_named(capsys, arguments):
+    with pytest.raises(ValueError, match="with one of --embedded, --text and --tfds"):
+        run(capsys, *arguments)
+
+
+def test_a_folder_and_a_source_contradict(capsys, tmp_path):
+    with pytest.raises(ValueError, match="not both"):
+        run(capsys, tmp_path, "--embedded")
