@@ -139,16 +139,18 @@ class Checkpoints:
         wanted = _named_leaves(abstract_state)
         structure = jax.tree.structure(abstract_state)
         damaged: list[int] = []
-        for step in reversed(self.steps()):
-            try:
-                metadata, leaves = self._read(step, wanted)
-            except _DamagedError as error:
-                damaged.append(step)
-                warnings.warn(f"checkpoint {self.folder / str(step)} is damaged and passed over: {error}", stacklevel=2)
-            else:
-                self._damaged = damaged
-                return Restored(step=step, state=jax.tree.unflatten(structure, leaves.values()), metadata=metadata)
-            _collect_abandoned_reads()
+        with _unheard():
+            for step in reversed(self.steps()):
+                try:
+                    metadata, leaves = self._read(step, wanted)
+                except _DamagedError as error:
+                    damaged.append(step)
+                    place = self.folder / str(step)
+                    warnings.warn(f"checkpoint {place} is damaged and passed over: {error}", stacklevel=2)
+                else:
+                    self._damaged = damaged
+                    return Restored(step=step, state=jax.tree.unflatten(structure, leaves.values()), metadata=metadata)
+                gc.collect(1)
         if damaged:
             raise OSError(
                 f"none of the {len(damaged)} checkpoints in {self.folder} is good; delete the folder to start over"
@@ -369,11 +371,12 @@ def _one_line(error: BaseException, most: int = 400) -> str:
     return f"{type(error).__name__}: {text if len(text) <= most else text[:most] + ' …'}"
 
 
-def _collect_abandoned_reads() -> None:
-    """Collect, unheard, the coroutines that Orbax abandons when a read fails: each would print a traceback later."""
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Silence what cannot be raised: Orbax abandons reads when one fails, each of which would print a traceback."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        gc.collect()
+        yield
     finally:
         sys.unraisablehook = hook
 
