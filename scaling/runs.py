@@ -43,6 +43,8 @@ SCHEMA: dict[str, str] = {
 }
 """Every column the framework writes, and what it holds."""
 
+# Floats as written, to the last bit: from pandas 3.1 on the only way, and the option deprecated.
+_EXACT = {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
 HELD_OUT = "held-out"
 _POSITIVE = ("params", "params_nonembedding", "params_active", "tokens", "flops", "flops_6nd", "flops_kaplan", "loss")
 
@@ -64,7 +66,8 @@ class Convention:
 
     def view(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The table with this convention's columns under the names that laws read, `params` and `flops`."""
-        return frame.assign(params=frame[self.params], flops=frame[self.flops])
+        named = {"params": self.params, "flops": self.flops}
+        return frame.assign(**{ours: frame[theirs] for ours, theirs in named.items() if theirs in frame})
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, where: s
     try:
         if kind in {".csv", ".tsv"}:
             separator = "\t" if kind == ".tsv" else ","
-            frame = pd.read_csv(path, sep=separator, float_precision="round_trip", encoding="utf-8-sig")
+            frame = pd.read_csv(path, sep=separator, **_EXACT, encoding="utf-8-sig")
         elif kind in {".jsonl", ".ndjson"}:
             frame = pd.read_json(path, lines=True, precise_float=True)
         elif kind == ".parquet":

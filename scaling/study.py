@@ -281,7 +281,7 @@ def study(
         table: runs as `runs.read` returns them; rows with role 'held-out' are left out.
         curves: training curves with columns `run`, `params`, `tokens`, `flops`, `loss`, for approach 1.
         convention: which columns are N and C; `params` and `flops` unless said otherwise.
-        objective: of approach 3; Huber with delta 1e-3 unless said otherwise.
+        objective: of approach 3; `Objective.usual` unless said otherwise.
         resamples: of every bootstrap.
         seed: of every bootstrap: the same table and seed give the same numbers to the last bit.
 
@@ -291,9 +291,10 @@ def study(
     Raises:
         ValueError: the table is unusable, or no approach can be fitted to it.
     """
-    convention, objective = convention or runs.Convention(), objective or Objective()
+    convention = convention or runs.Convention()
     checked = runs.check(runs.split(table)[0], convention=convention)
     view = convention.view(checked.frame)
+    objective = objective or Objective.usual(len(view))
     if curves is not None and "run" in view:
         curves = curves[~curves["run"].isin(set(table["run"]) - set(view["run"]))] if "run" in curves else curves
     cost = compute(*(view[name].to_numpy(np.float64) for name in ("params", "tokens", "flops")))
