@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from scaling import runs
-from scaling.isoflop import group_budgets, loss_curve
+from scaling.isoflop import group_budgets, loss_curve, stray
 from scaling.powerlaw import PowerLaw, line
 from scaling.uncertainty import Bootstrap
 
@@ -90,6 +90,8 @@ def _from_finals(frame: pd.DataFrame) -> Frontier:
     points, notes = [], ["Without training curves the envelope is the best final loss of each budget."]
     for rows in groups:
         budget = frame.iloc[rows]
+        if len(budget) < 3:
+            continue
         best = budget.loc[budget["loss"].idxmin()]
         if budget["params"].nunique() > 1 and budget["params"].min() < best["params"] < budget["params"].max():
             points.append(best[["flops", "params", "tokens", "loss"]].astype(float))
@@ -98,6 +100,7 @@ def _from_finals(frame: pd.DataFrame) -> Frontier:
                 f"The budget of {budget['flops'].median():.3g} FLOPs is left out of approach 1: its best run is the "
                 "smallest or largest it has."
             )
+    notes += stray(groups, "approach 1")
     if len(points) < 2:
         raise ValueError(f"approach 1 needs two budgets with a best size inside and found {len(points)}")
     envelope = pd.DataFrame(points).reset_index(drop=True)

@@ -15,8 +15,8 @@ from scaling import laws, solver
 from scaling.powerlaw import PowerLaw, line
 from scaling.uncertainty import Bootstrap, small_sample
 
-SAME_BUDGET = 0.1
-"""Runs whose FLOPs differ by less than this factor (10 %) from the next belong to one budget."""
+SAME_BUDGET = 1.2
+"""Largest over smallest FLOPs that runs of one budget may have."""
 
 _FAR = 0.05  # a run 5 % above the budget's best loss counts half
 
@@ -72,10 +72,24 @@ class IsoFLOP:
 
 
 def group_budgets(flops: Float[np.ndarray, " rows"]) -> list[np.ndarray]:
-    """Rows of equal compute, from the smallest budget up: a gap of more than `SAME_BUDGET` starts a new one."""
+    """Rows of equal compute, from the smallest budget up: split at the widest gap until none spans `SAME_BUDGET`."""
     order = np.argsort(flops, kind="stable")
-    breaks = np.flatnonzero(np.diff(np.log(flops[order])) > np.log1p(SAME_BUDGET)) + 1
-    return [np.sort(group) for group in np.split(order, breaks)]
+    done, waiting = [], [order]
+    while waiting:
+        rows = waiting.pop()
+        log = np.log(flops[rows])
+        if log[-1] - log[0] <= np.log(SAME_BUDGET):
+            done.append(np.sort(rows))
+            continue
+        gap = int(np.argmax(np.diff(log))) + 1
+        waiting += [rows[gap:], rows[:gap]]
+    return done
+
+
+def stray(groups: list[np.ndarray], where: str) -> list[str]:
+    """A note about compute values with one or two runs, which are no budgets."""
+    count = sum(len(rows) < 3 for rows in groups)
+    return [f"{count} compute values with one or two runs are no budgets and are left out of {where}."] if count else []
 
 
 def isoflop(frame: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> IsoFLOP:
@@ -121,8 +135,9 @@ def isoflop(frame: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> Iso
     notes = [
         f"The budget of {budget.flops:.3g} FLOPs is left out of approach 2: {budget.refused}."
         for budget in budgets
-        if budget.refused
+        if budget.refused and len(budget.rows) >= 3
     ]
+    notes += stray(groups, "approach 2")
     good = [budget for budget in budgets if not budget.refused]
     if len(good) < 2:
         raise ValueError(f"approach 2 needs two budgets that show a minimum and found {len(good)}. " + " ".join(notes))

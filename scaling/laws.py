@@ -130,9 +130,7 @@ def exponent(name: str, *, starts: tuple[float, ...] = _EXPONENTS, meaning: str 
 
 def characteristic(name: str, *, unit: str, meaning: str = "") -> Parameter:
     """Kaplan's N_c, D_c, C_c: a scale in units of a column, where the power law would reach a loss of 1 nat."""
-    return Parameter(
-        name, low=1e-30, high=1e60, scale=Scale.LOG, starts=(1e2, 1e8), unit=unit, meaning=meaning
-    )
+    return Parameter(name, low=1e-30, high=1e60, scale=Scale.LOG, starts=(1e2, 1e8), unit=unit, meaning=meaning)
 
 
 @cache
