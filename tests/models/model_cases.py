@@ -1,0 +1,65 @@
+"""Architectures that between them have every option, and models of given weights under any execution."""
+
+import jax
+import numpy as np
+
+from models import zoo
+from models.attention import Attention
+from models.config import Architecture, Block, Head, Placement, Stack, Tying
+from models.execution import Execution
+from models.feedforward import MLP, Activation, Form
+from models.layers import Norm
+from models.positions import Positions
+from models.transformer import Decoder
+
+SIZES = dict(width=24, depth=2, heads=4, vocab=32, length=64)
+
+
+def _pattern() -> Architecture:
+    """Two unlike blocks by turns: a local one that is grouped, and a global one with a gate."""
+    local = Block(
+        mixer=Attention(heads=4, head_dim=6, kv_heads=2, positions=Positions.ROTARY, window=9),
+        feedforward=MLP(hidden=40),
+    )
+    world = Block(
+        mixer=Attention(heads=2, head_dim=8, kv_heads=2, positions=Positions.ALIBI, biases=True),
+        feedforward=MLP(hidden=32, form=Form.GATED, biases=True),
+        norm=Norm.LAYER,
+    )
+    stack = Stack(pattern=(local, world), repeats=2)
+    return Architecture(family="pattern", vocab=32, length=64, width=24, stack=stack, head=Head(tying=Tying.UNTIED))
+
+
+# Between them, every option of every part.
+ARCHITECTURES = {
+    "gpt2": zoo.gpt2(**SIZES),
+    "llama": zoo.llama(**SIZES, kv_heads=2),
+    "decoder": zoo.decoder(**SIZES, qk_norm=Norm.RMS, logit_cap=3.0, std=0.1),
+    "alibi": zoo.decoder(
+        **(SIZES | dict(heads=6)), positions=Positions.ALIBI, placement=Placement.POST, norm=Norm.LAYER,
+        activation=Activation.RELU, score_cap=2.0, head_dim=6,
+    ),
+    "sinusoidal": zoo.decoder(
+        **SIZES, positions=Positions.SINUSOIDAL, placement=Placement.POST, kv_heads=1, biases=True, form=Form.GATED,
+        activation=Activation.GELU_EXACT, hidden=40,
+    ),
+    "none": zoo.decoder(**SIZES, positions=Positions.NONE, qk_norm=Norm.LAYER, window=7, tying=Tying.UNTIED),
+    "pattern": _pattern(),
+}  # fmt: skip
+
+
+def build(architecture: Architecture, seed: int = 0, **execution) -> Decoder:
+    init = jax.jit(lambda key: Decoder(architecture, key=key, execution=Execution(**execution)))
+    return init(jax.random.key(seed))
+
+
+def executed(model: Decoder, **execution) -> Decoder:
+    """The same weights, computed otherwise."""
+    make = lambda key: Decoder(model.config, key=key, execution=Execution(**execution))  # noqa: E731
+    return jax.tree.unflatten(jax.tree.structure(jax.eval_shape(make, jax.random.key(0))), jax.tree.leaves(model))
+
+
+def perturbed(model: Decoder, seed: int = 1) -> Decoder:
+    """Random values in every leaf, so that biases and scales cannot be forgotten unnoticed."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32), model)
