@@ -150,7 +150,7 @@ class Checkpoints:
                 else:
                     self._damaged = damaged
                     return Restored(step=step, state=jax.tree.unflatten(structure, leaves.values()), metadata=metadata)
-                gc.collect(1)
+                gc.collect()
         if damaged:
             raise OSError(
                 f"none of the {len(damaged)} checkpoints in {self.folder} is good; delete the folder to start over"
