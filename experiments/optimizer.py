@@ -78,7 +78,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019) on kernels and embeddings, not on biases and scales.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), on kernels and embeddings only.
 
     Attributes:
         b1: decay of the mean of gradients.

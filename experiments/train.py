@@ -35,6 +35,7 @@ from experiments.objectives import Causal
 from experiments.optimizer import AdamW
 from experiments.runs import Run, RunFolder, write_text
 from models.execution import Execution, Kernel, Layers, Precision, Remat
+from models.layers import initialize
 from models.transformer import Decoder, rules_for
 from parallel.distributed import is_lead
 from parallel.hardware import chip
@@ -118,7 +119,7 @@ class Recipe:
 
 def initial_state(key: Key[Array, ""], *, run: Run, execution: Execution) -> State:
     """The state before the first step."""
-    model = Decoder(run.architecture, key=key, execution=execution)
+    model = initialize(Decoder(run.architecture, execution=execution), key, execution.rules)
     return State(jnp.zeros((), jnp.int32), model, run.optimizer.transform().init(model))
 
 
@@ -444,7 +445,11 @@ def evaluate(
     # Standard error of a ratio of means (Cochran 1977, equation 6.13), rows as the units.
     residual = sums - loss * counts
     error = math.sqrt((residual**2).sum() / max(len(sums) - 1, 1) / len(sums)) / counts.mean()
-    return {"loss": float(loss), "loss_se": float(error), "bits_per_byte": float(sums.sum() / math.log(2) / max(octets, 1))}
+    return {
+        "loss": float(loss),
+        "loss_se": float(error),
+        "bits_per_byte": float(sums.sum() / math.log(2) / max(octets, 1)),
+    }
 
 
 def utilization(run: Run, tokens_per_second: float, devices: list[jax.Device]) -> float | None:

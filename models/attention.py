@@ -60,9 +60,9 @@ class Attention:
         if self.positions is Positions.ROTARY and self.head_dim % 2:
             raise ValueError(f"attention: rotary positions need an even head_dim, not {self.head_dim}")
 
-    def build(self, width: int, *, depth_scale: float, std: float | None, key: Key[Array, ""], execution: Execution):
+    def build(self, width: int, *, depth_scale: float, std: float | None, execution: Execution) -> nnx.Module:
         """The module, for a residual stream of `width`."""
-        return SelfAttention(self, width, depth_scale=depth_scale, std=std, key=key, execution=execution)
+        return SelfAttention(self, width, depth_scale=depth_scale, std=std, execution=execution)
 
     def cost(self, width: int, length: int) -> Cost:
         """Parameters and FLOPs per token, counting the pairs of positions that the mask lets see each other."""
@@ -77,35 +77,23 @@ class Attention:
 class SelfAttention(nnx.Module):
     """The module of an `Attention`."""
 
-    def __init__(
-        self, config: Attention, width: int, *, depth_scale: float, std: float | None, key: Key[Array, ""],
-        execution: Execution,
-    ):  # fmt: skip
+    def __init__(self, config: Attention, width: int, *, depth_scale: float, std: float | None, execution: Execution):
         self.config, self.execution = config, execution
         kv, groups, dim = config.kv_heads, config.heads // config.kv_heads, config.head_dim
-        keys = jax.random.split(key, 4)
-        kernel = dict(role=Role.KERNEL, rules=execution.rules)
-        narrow = ("embed", "kv_heads", "head_dim")
-        into = std or width**-0.5
-        self.query = parameter(
-            keys[0], (width, kv, groups, dim), ("embed", "kv_heads", "groups", "head_dim"), std=into, **kernel
-        )
-        self.key = parameter(keys[1], (width, kv, dim), narrow, std=into, **kernel)
-        self.value = parameter(keys[2], (width, kv, dim), narrow, std=into, **kernel)
-        out = (std or (config.heads * dim) ** -0.5) * depth_scale
-        self.out = parameter(
-            keys[3], (kv, groups, dim, width), ("kv_heads", "groups", "head_dim", "embed"), std=out, **kernel
-        )
-        if config.biases:
-            bias = dict(role=Role.BIAS, rules=execution.rules)
-            self.query_bias = parameter(
-                None, (kv, groups, 1, dim), ("kv_heads", "groups", "length", "head_dim"), **bias
-            )
-            self.key_bias = parameter(None, (kv, 1, dim), ("kv_heads", "length", "head_dim"), **bias)
-            self.value_bias = parameter(None, (kv, 1, dim), ("kv_heads", "length", "head_dim"), **bias)
-            self.out_bias = parameter(None, (width,), ("embed",), **bias)
-        else:
-            self.query_bias = self.key_bias = self.value_bias = self.out_bias = None
+        into, out = std or width**-0.5, (std or (config.heads * dim) ** -0.5) * depth_scale
+        wide, narrow = ("kv_heads", "groups", "head_dim"), ("kv_heads", "head_dim")
+        self.query = parameter((width, kv, groups, dim), ("embed", *wide), role=Role.KERNEL, std=into)
+        self.key = parameter((width, kv, dim), ("embed", *narrow), role=Role.KERNEL, std=into)
+        self.value = parameter((width, kv, dim), ("embed", *narrow), role=Role.KERNEL, std=into)
+        self.out = parameter((kv, groups, dim, width), (*wide, "embed"), role=Role.KERNEL, std=out)
+
+        def bias(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param | None:
+            return parameter(shape, axes, role=Role.BIAS) if config.biases else None
+
+        self.query_bias = bias((kv, groups, 1, dim), QUERIES[1:])
+        self.key_bias = bias((kv, 1, dim), KEYS[1:])
+        self.value_bias = bias((kv, 1, dim), KEYS[1:])
+        self.out_bias = bias((width,), ("embed",))
         if config.qk_norm:
             self.query_norm = Normalize(config.qk_norm, dim, axis="head_dim", execution=execution)
             self.key_norm = Normalize(config.qk_norm, dim, axis="head_dim", execution=execution)

@@ -10,7 +10,6 @@ from enum import Enum
 from typing import Protocol
 
 from flax import nnx
-from jaxtyping import Array, Key
 
 from models.attention import Attention
 from models.cost import Cost
@@ -23,10 +22,8 @@ from models.positions import Positions
 class Part(Protocol):
     """What a mixer or a feed-forward configuration can do."""
 
-    def build(
-        self, width: int, *, depth_scale: float, std: float | None, key: Key[Array, ""], execution: Execution
-    ) -> nnx.Module:
-        """The module; outputs into the residual stream start smaller by `depth_scale`."""
+    def build(self, width: int, *, depth_scale: float, std: float | None, execution: Execution) -> nnx.Module:
+        """The module, its parameters declared; outputs into the residual stream start smaller by `depth_scale`."""
 
     def cost(self, width: int, length: int) -> Cost:
         """Parameters and FLOPs per token on rows of `length` tokens."""
@@ -133,8 +130,9 @@ class Architecture:
         stack: the blocks.
         embedding: tokens to vectors.
         head: vectors to logits.
-        std: deviation of all normal initialisers; None for 1/sqrt(inputs), which keeps activations of one size at every
-            width. Outputs into the residual stream start smaller by 1/sqrt(2 depth) in either case (Radford et al. 2019).
+        std: deviation of all normal initialisers; None for 1/sqrt(inputs), which keeps activations of one size at
+            every width. Outputs into the residual stream start smaller by 1/sqrt(2 depth) in either case (Radford et
+            al. 2019).
     """
 
     family: str

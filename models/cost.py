@@ -1,7 +1,7 @@
 """What an architecture costs: parameters and FLOPs under every convention in use.
 
-Counts are analytic, because XLA's own count sees the body of a loop once. A multiply-add is two FLOPs; element-wise work
-is left out, as everywhere in the literature; the backward pass is twice the forward one.
+Counts are analytic, because XLA's own count sees the body of a loop once. A multiply-add is two FLOPs; element-wise
+work is left out, as everywhere in the literature; the backward pass is twice the forward one.
 
 The conventions differ by more than taste: with small models the embedding and the head dominate, and Kaplan's optimum
 exponent of 0.73 against Hoffmann's 0.50 is mostly this choice (Porian et al. 2024).

@@ -18,7 +18,7 @@ class Precision(Enum):
 
 
 class Layers(Enum):
-    """How repeated blocks run: one compiled body in a loop, or written out (a third faster on CPU, slower to compile)."""
+    """How repeated blocks run: a loop over one compiled body, or written out (faster on CPU, slower to compile)."""
 
     SCAN = "scan"
     UNROLL = "unroll"

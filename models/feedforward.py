@@ -5,7 +5,7 @@ from enum import Enum
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from models.cost import Cost
 from models.execution import Execution
@@ -53,9 +53,9 @@ class MLP:
     form: Form = Form.PLAIN
     biases: bool = False
 
-    def build(self, width: int, *, depth_scale: float, std: float | None, key: Key[Array, ""], execution: Execution):
+    def build(self, width: int, *, depth_scale: float, std: float | None, execution: Execution) -> nnx.Module:
         """The module, for a residual stream of `width`."""
-        return FeedForward(self, width, depth_scale=depth_scale, std=std, key=key, execution=execution)
+        return FeedForward(self, width, depth_scale=depth_scale, std=std, execution=execution)
 
     def cost(self, width: int, length: int) -> Cost:
         """Parameters and FLOPs per token."""
@@ -68,32 +68,20 @@ class MLP:
 class FeedForward(nnx.Module):
     """The module of an `MLP`."""
 
-    def __init__(
-        self,
-        config: MLP,
-        width: int,
-        *,
-        depth_scale: float,
-        std: float | None,
-        key: Key[Array, ""],
-        execution: Execution,
-    ):
+    def __init__(self, config: MLP, width: int, *, depth_scale: float, std: float | None, execution: Execution):
         self.config, self.execution = config, execution
-        rules, hidden = execution.rules, config.hidden
-        keys = jax.random.split(key, 3)
-        into = std or width**-0.5
-        kernel = dict(role=Role.KERNEL, rules=rules)
-        self.up = parameter(keys[0], (width, hidden), ("embed", "hidden"), std=into, **kernel)
-        if config.form is Form.GATED:
-            self.gate = parameter(keys[1], (width, hidden), ("embed", "hidden"), std=into, **kernel)
-        out = (std or hidden**-0.5) * depth_scale
-        self.down = parameter(keys[2], (hidden, width), ("hidden", "embed"), std=out, **kernel)
-        bias = dict(role=Role.BIAS, rules=rules)
-        self.up_bias = parameter(None, (hidden,), ("hidden",), **bias) if config.biases else None
-        self.gate_bias = (
-            parameter(None, (hidden,), ("hidden",), **bias) if config.biases and config.form is Form.GATED else None
-        )
-        self.down_bias = parameter(None, (width,), ("embed",), **bias) if config.biases else None
+        hidden, gated = config.hidden, config.form is Form.GATED
+        into, out = std or width**-0.5, (std or hidden**-0.5) * depth_scale
+
+        def bias(size: int, axis: str) -> nnx.Param | None:
+            return parameter((size,), (axis,), role=Role.BIAS) if config.biases else None
+
+        self.up = parameter((width, hidden), ("embed", "hidden"), role=Role.KERNEL, std=into)
+        self.up_bias = bias(hidden, "hidden")
+        self.gate = parameter((width, hidden), ("embed", "hidden"), role=Role.KERNEL, std=into) if gated else None
+        self.gate_bias = bias(hidden, "hidden") if gated else None
+        self.down = parameter((hidden, width), ("hidden", "embed"), role=Role.KERNEL, std=out)
+        self.down_bias = bias(width, "embed")
 
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
         """Applies the MLP at every position."""

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from models.config import Architecture, Block, Placement, Stack, Tying
 from models.execution import Execution, Layers
-from models.layers import Normalize, Role, dropout, parameter, soft_cap, use
+from models.layers import Normalize, Role, dropout, parameter, repeated, soft_cap, use
 from models.positions import Positions, sinusoidal
 from parallel.sharding import Rules
 
@@ -18,15 +18,10 @@ RESIDUAL = ("batch", "length", "embed")
 class ResidualBlock(nnx.Module):
     """Two residual branches: mix tokens, then transform each."""
 
-    def __init__(
-        self, config: Block, width: int, *, depth_scale: float, std: float | None, key: Key[Array, ""],
-        execution: Execution,
-    ):  # fmt: skip
+    def __init__(self, config: Block, width: int, *, depth_scale: float, std: float | None, execution: Execution):
         self.config = config
-        mixer_key, feedforward_key = jax.random.split(key)
-        build = dict(depth_scale=depth_scale, std=std, execution=execution)
-        self.mixer = config.mixer.build(width, key=mixer_key, **build)
-        self.feedforward = config.feedforward.build(width, key=feedforward_key, **build)
+        self.mixer = config.mixer.build(width, depth_scale=depth_scale, std=std, execution=execution)
+        self.feedforward = config.feedforward.build(width, depth_scale=depth_scale, std=std, execution=execution)
         self.mixer_norm = Normalize(config.norm, width, axis="embed", execution=execution)
         self.feedforward_norm = Normalize(config.norm, width, axis="embed", execution=execution)
 
@@ -54,23 +49,13 @@ class RepeatedStack(nnx.Module):
     Looped over or written out, the parameters are the same arrays: a checkpoint does not know which.
     """
 
-    def __init__(self, config: Stack, width: int, *, std: float | None, key: Key[Array, ""], execution: Execution):
+    def __init__(self, config: Stack, width: int, *, std: float | None, execution: Execution):
         self.repeats, self.execution = config.repeats, execution
         scale = (2 * config.depth) ** -0.5
-
-        def build(block: Block, key: Key[Array, ""]) -> ResidualBlock:
-            return ResidualBlock(block, width, depth_scale=scale, std=std, key=key, execution=execution)
-
-        self.pattern = nnx.List(
-            [
-                _with_layers_axis(jax.vmap(lambda key, block=block: build(block, key))(keys))
-                for block, keys in zip(
-                    config.pattern,
-                    jax.random.split(key, (len(config.pattern), config.repeats)),
-                    strict=True,
-                )
-            ]
+        blocks = (
+            ResidualBlock(block, width, depth_scale=scale, std=std, execution=execution) for block in config.pattern
         )
+        self.pattern = nnx.List([repeated(block, config.repeats) for block in blocks])
 
     def __call__(
         self,
@@ -99,16 +84,6 @@ class RepeatedStack(nnx.Module):
         return x
 
 
-def _with_layers_axis(stacked: ResidualBlock) -> ResidualBlock:
-    """Says in the metadata of every parameter what `vmap` did to it."""
-
-    def one(param: nnx.Param) -> nnx.Param:
-        metadata = param.get_metadata() | {"axes": ("layers", *param.get_metadata("axes"))}
-        return type(param)(param[...], axes=metadata["axes"], role=metadata["role"])
-
-    return jax.tree.map(one, stacked, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-
-
 def _unstack(tree, count: int) -> list:
     """Slices along the leading axis. `split` rather than indexing: its gradient is one concatenation."""
     leaves, structure = jax.tree.flatten(tree)
@@ -117,28 +92,22 @@ def _unstack(tree, count: int) -> list:
 
 
 class Decoder(nnx.Module):
-    """A decoder-only language model: embedding, stack, head."""
+    """A decoder-only language model: embedding, stack, head.
 
-    def __init__(self, config: Architecture, *, key: Key[Array, ""], execution: Execution):
+    Its parameters are declared, not yet there; `models.layers.initialize` fills them in.
+    """
+
+    def __init__(self, config: Architecture, *, execution: Execution):
         self.config, self.execution = config, execution
-        table_key, position_key, stack_key, head_key = jax.random.split(key, 4)
-        rules, shape = execution.rules, (config.vocab, config.width)
-        std = config.std or config.width**-0.5
-        self.table = parameter(table_key, shape, ("vocab", "embed"), role=Role.EMBEDDING, rules=rules, std=std)
+        shape, std = (config.vocab, config.width), config.std or config.width**-0.5
+        self.table = parameter(shape, ("vocab", "embed"), role=Role.EMBEDDING, std=std)
         if config.embedding.positions is Positions.LEARNED:
-            self.positions = parameter(
-                position_key,
-                (config.length, config.width),
-                ("length", "embed"),
-                role=Role.POSITION,
-                rules=rules,
-                std=std,
-            )
-        self.stack = RepeatedStack(config.stack, config.width, std=config.std, key=stack_key, execution=execution)
+            self.positions = parameter((config.length, config.width), ("length", "embed"), role=Role.POSITION, std=std)
+        self.stack = RepeatedStack(config.stack, config.width, std=config.std, execution=execution)
         norm = config.final_norm
         self.norm = None if norm is None else Normalize(norm, config.width, axis="embed", execution=execution)
         if config.head.tying is Tying.UNTIED:
-            self.head = parameter(head_key, shape, ("vocab", "embed"), role=Role.HEAD, rules=rules, std=std)
+            self.head = parameter(shape, ("vocab", "embed"), role=Role.HEAD, std=std)
 
     def __call__(
         self,
