@@ -103,6 +103,15 @@ def lead(study: Study, held: tuple[HeldOut, ...]) -> list[str]:
         f"With ten times the compute, the best model has {10**a.value:.2g} times the parameters and sees "
         f"{10**b.value:.2g} times the tokens: N_opt grows as C^{_range(a, '.2f')} and D_opt as C^{_range(b, '.2f')}."
     )
+    if len(held) > 3:
+        measured = [each for each in held if each.loss is not None]
+        typical = float(np.median([abs(each.error) for each in measured])) if measured else float("nan")
+        inside = sum(bool(each.inside) for each in measured)
+        said.append(
+            f"Of {len(measured)} held-out runs {inside} ended inside their 95 % intervals; "
+            f"the predictions were typically off by {typical:.2%}."
+        )
+        return said
     for each in held:
         reach = each.flops / float(study.view["flops"].max())
         who = f"The held-out run, at {reach:.2g} times the largest compute fitted," if reach > 1 else "The held-out run"

@@ -166,9 +166,10 @@ def bootstrap(
     )
     good = np.isfinite(solution.value) & (solution.slack < 1e-6)
     if good.mean() < 0.5:
+        why = fit.warnings[0] if fit.warnings else "the table does not determine its parameters."
         raise ValueError(
-            f"{int((~good).sum())} of {resamples} resamples of law {fit.law.name!r} did not reach an optimum: "
-            "the table does not determine its parameters, so no interval can be given"
+            f"no interval can be given for law {fit.law.name!r}, {int((~good).sum())} of {resamples} resamples did not "
+            f"reach an optimum: {why}"
         )
     return Bootstrap(
         fit=fit,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,12 @@ class Command(TableOptions):
         checked = runs.check(runs.split(self.read())[0])
         objective = Objective(delta=self.delta) if self.delta else None
         fit = fit_law(checked.frame, law, objective=objective)
-        boot = bootstrap(fit, resamples=self.resamples, seed=self.seed)
+        try:
+            boot = bootstrap(fit, resamples=self.resamples, seed=self.seed)
+        except ValueError as error:
+            if not fit.warnings:
+                raise
+            boot, fit = None, replace(fit, warnings=(*fit.warnings, f"no intervals: {error}"))
         if self.json:
             print_json(fit, boot, checked.notes, columns={name: getattr(self, name) for name in law.columns})
         else:
@@ -105,12 +110,12 @@ class Command(TableOptions):
         return 0
 
 
-def print_json(fit: Fit, boot: Bootstrap, notes: tuple[str, ...], *, columns: dict[str, str]) -> None:
+def print_json(fit: Fit, boot: Bootstrap | None, notes: tuple[str, ...], *, columns: dict[str, str]) -> None:
     """One object on standard output; `columns` names the table's own columns the law was fitted on."""
     found = fit.to_dict() | {"columns": columns}
     intervals = {
         name: {"low": each.low, "high": each.high, "method": boot.method}
-        for name, each in ((name, boot.interval(name)) for name in fit.law.names)
+        for name, each in ((name, boot.interval(name)) for name in (fit.law.names if boot else ()))
     }
     order = ("law", "columns", "parameters")
     print(
@@ -118,7 +123,7 @@ def print_json(fit: Fit, boot: Bootstrap, notes: tuple[str, ...], *, columns: di
     )
 
 
-def print_table(fit: Fit, boot: Bootstrap, notes: tuple[str, ...]) -> None:
+def print_table(fit: Fit, boot: Bootstrap | None, notes: tuple[str, ...]) -> None:
     """Parameters, intervals and diagnostics for people."""
     from rich.console import Console
     from rich.table import Table
@@ -134,8 +139,9 @@ def print_table(fit: Fit, boot: Bootstrap, notes: tuple[str, ...]) -> None:
         table.add_column(name, justify="right")
     table.add_column("meaning", style="dim")
     for each in fit.law.parameters:
-        interval = boot.interval(each.name)
-        numbers = (f"{value:.6g}" for value in (interval.value, interval.low, interval.high))
+        interval = boot.interval(each.name) if boot else None
+        ends = (interval.low, interval.high) if interval else (float("nan"), float("nan"))
+        numbers = (f"{value:.6g}" for value in (fit.parameters[each.name], *ends))
         table.add_row(each.name, *numbers, each.meaning)
     console.print(table)
     certificate = fit.certificate
@@ -144,6 +150,6 @@ def print_table(fit: Fit, boot: Bootstrap, notes: tuple[str, ...]) -> None:
         f"{verdict}: objective {fit.value:.8g}, reached by {certificate.share:.0%} of {certificate.starts} starts; "
         f"residuals {fit.sigma:.2%} of the loss"
     )
-    console.print(f"[dim]objective: {fit.objective}; intervals: {boot.method}[/]")
+    console.print(f"[dim]objective: {fit.objective}; intervals: {boot.method if boot else 'none'}[/]")
     for note in notes:
         console.print(f"[dim]· {note}[/]")
