@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import scipy.optimize
-import scipy.stats
+import scipy.special
 from jaxtyping import Float
 
 from scaling import laws, runs, solver
@@ -323,4 +323,4 @@ def _structure(logs: list[np.ndarray], residuals: np.ndarray, parameters: int) -
     left = residuals - design @ np.linalg.lstsq(design, residuals, rcond=None)[0]
     explained = max(total - float(left @ left), 0.0)
     ratio = (explained / rank) / (float(left @ left) / freedom)
-    return float(scipy.stats.f.sf(ratio, rank, freedom))
+    return float(scipy.special.fdtrc(rank, freedom, ratio))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float
 
 from scaling.uncertainty import Estimate, percentile
@@ -110,7 +110,7 @@ def line(
     elif freedom:
         even = (np.arange(resamples) + 0.5) / resamples
         generator = np.random.default_rng(seed)
-        shocks = np.stack([generator.permutation(scipy.stats.t.ppf(even, freedom)) for _ in range(2)], axis=1)
+        shocks = np.stack([generator.permutation(scipy.special.stdtrit(freedom, even)) for _ in range(2)], axis=1)
         samples = np.array([height, slope]) + shocks * size * scatter
     else:
         samples = np.full((1, 2), np.nan)  # two points: a line, and no way to know how sure it is

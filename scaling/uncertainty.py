@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float
 
 from scaling import solver
@@ -119,7 +119,7 @@ class Bootstrap:
         # Quantiles of the normal at evenly spread probabilities, paired at random with the draws.
         count = len(log)
         order = np.random.default_rng(count).permutation(count)
-        shocks = scipy.stats.norm.ppf((order + 0.5) / count) * noise
+        shocks = scipy.special.ndtri((order + 0.5) / count) * noise
         estimate = self.of(log + shocks, np.log(value))
         return Estimate(value, float(np.exp(estimate.low)), float(np.exp(estimate.high)))
 
@@ -184,4 +184,4 @@ def bootstrap(
 def small_sample(freedom: int, *, level: float = LEVEL) -> float:
     """Student's t over the normal quantile, with the degrees of freedom left to the residuals."""
     upper = (1 + level) / 2
-    return float(scipy.stats.t.ppf(upper, max(freedom, 1)) / scipy.stats.norm.ppf(upper))
+    return float(scipy.special.stdtrit(max(freedom, 1), upper) / scipy.special.ndtri(upper))
