@@ -178,9 +178,14 @@ class RunFolder:
         (self.path / "failed.json").unlink(missing_ok=True)
         write_json(self.path / "result.json", result)
 
-    def fail(self, reason: str) -> None:
-        """Records the reason of a failure."""
-        write_json(self.path / "failed.json", {"reason": reason})
+    def failed_for_good(self) -> bool:
+        """Whether trying again would fail again (a diverged run), unlike after a full disk or a killed process."""
+        path = self.path / "failed.json"
+        return path.is_file() and json.loads(path.read_bytes())["for_good"]
+
+    def fail(self, reason: str, *, for_good: bool) -> None:
+        """Records the reason of a failure, and whether trying again is pointless."""
+        write_json(self.path / "failed.json", {"reason": reason, "for_good": for_good})
 
 
 def write_json(path: Path, value: Any) -> None:

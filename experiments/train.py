@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from experiments.checkpoint import Checkpoints
 from experiments.data.batches import Batches, HeldOut, Prefetch
-from experiments.data.prepare import Prepared
+from experiments.data.prepared import Prepared
 from experiments.objectives import Causal
 from experiments.optimizer import AdamW
 from experiments.runs import Run, RunFolder, write_text

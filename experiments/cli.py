@@ -1,0 +1,73 @@
+"""The command `scaling`: dispatches to one file a subcommand, importing no other."""
+
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+COMMANDS = {
+    "quickstart": "train an IsoFLOP sweep on text that every machine has, fit the law, predict a larger run, report",
+    "train": "train one model",
+    "sweep": "train a ladder of sizes at several compute budgets",
+    "fit": "fit a scaling law to a table of runs",
+    "plot": "draw the figures of a table of runs",
+    "report": "write one HTML file about a table of runs",
+    "models": "list architectures, their sizes and what they cost",
+    "data": "turn text into rows of tokens, or look at rows",
+}
+FLOORS = ("experiments", "models", "parallel", "scaling")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns the exit status: 0, 1 for a mistake of the user (one line), 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"scaling: no subcommand '{name}'; {hint}", file=sys.stderr)
+        return 2
+    try:
+        return _run(name, rest)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        if not _is_ours(error):
+            raise
+        print(f"scaling {name}: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    import tyro
+
+    command = importlib.import_module(f"experiments.commands.{name}").Command
+    config = (tyro.conf.EnumChoicesFromValues, tyro.conf.AvoidSubcommands)
+    return tyro.cli(command, prog=f"scaling {name}", args=arguments, config=config)()
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an exception was raised by a statement of this project, so that its message is meant for the user."""
+    frames = traceback.extract_tb(error.__traceback__)
+    home = Path(__file__).resolve().parent.parent
+    return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(home / floor) for floor in FLOORS)
+
+
+def _overview() -> str:
+    lines = [
+        "usage: scaling COMMAND [OPTIONS]",
+        "",
+        "Train a ladder of models, fit the scaling law, say how sure it is.",
+    ]
+    lines += ["", "commands:"] + [f"  {name:<11} {what}" for name, what in COMMANDS.items()]
+    return "\n".join([*lines, "", "`scaling COMMAND --help` tells more about one."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""`scaling train`: one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.commands.options import ModelOptions, TextOptions
+from experiments.objectives import Causal
+from experiments.optimizer import AdamW, Schedule
+from experiments.train import Placement
+
+
+class PrecisionChoice(Enum):
+    """Type of activations; auto is bfloat16 where the hardware has it."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Train one model on text, evaluate it on held-out text, and leave a folder that can be gone on from.
+
+    The same command again goes on where it was stopped, or shows the result if it is finished:
+
+        scaling train                                             # 100k parameters on the embedded corpus
+        scaling train --data.text 'books/*.txt' --model.family llama --model.params 1e6 --tokens-per-param 20
+        scaling train --model.width 128 --model.depth 4 --model.heads 4 --steps 2000 --schedule.peak 3e-3
+        scaling train ... --placement.mesh fsdp=4,tensor=2        # on eight devices
+        scaling train ... --dry-run                               # what it would cost
+
+    How long: one of --steps, --tokens, --flops and --tokens-per-param.
+    """
+
+    data: TextOptions = field(default_factory=TextOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    schedule: Schedule | None = None
+    """Learning rate; by default a linear fall to zero from a peak that depends on the size."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    steps: int | None = None
+    """Optimizer steps."""
+    tokens: float | None = None
+    """Training tokens."""
+    flops: float | None = None
+    """Training FLOPs, exact count."""
+    tokens_per_param: float | None = None
+    """Training tokens per parameter; 20 by default."""
+    batch: int = 8
+    """Rows per step."""
+    precision: PrecisionChoice = PrecisionChoice.AUTO
+    seed: int = 0
+    """Of initialisation, order and dropout."""
+    evaluation_rows: int | None = None
+    """Held-out rows to evaluate on; all by default."""
+    placement: Placement = field(default_factory=Placement)
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs")
+    """Folder of runs; this one's folder in it is named by the hash of what defines its result."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the run and what it would cost, and train nothing."""
+
+    def __call__(self) -> int:
+        """Trains and prints the result."""
+        from experiments.launch.environment import restart_for_cpu
+
+        restart_for_cpu()
+        from rich.console import Console
+
+        from experiments.commands.options import prepare_with_progress
+        from experiments.launch.lock import exclusive
+        from experiments.runs import RunFolder
+        from experiments.show import dry_run_table, progress, result_lines, stop_on_interrupt
+        from experiments.train import RunFailed, Stopped, train
+        from parallel import distributed
+
+        distributed.start()
+        console = Console()
+        prepared = prepare_with_progress(self.data.config(), self.output / "data", console)
+        run = self.run(prepared)
+        if self.dry_run:
+            console.print(dry_run_table([run], workers=1))
+            return 0
+        folder = RunFolder(self.output / run.identity)
+        with exclusive(folder.path), progress(console) as bar:
+            task = bar.add_task(f"run {run.identity}", total=run.steps, note="compiling")
+
+            def report(event):
+                loss = "" if event["loss"] is None else f"loss {event['loss']:.4f}  "
+                note = f"{loss}{event['tokens_per_second']:,.0f} tokens/s"
+                bar.update(task, completed=event["step"], note=note)
+
+            with stop_on_interrupt() as stop:
+                try:
+                    train(run, folder, prepared, placement=self.placement, report=report, stop=stop)
+                except Stopped:
+                    raise KeyboardInterrupt from None
+                except RunFailed as failure:
+                    folder.fail(str(failure), for_good=True)
+                    raise
+        console.print(*result_lines(run, folder), sep="\n", highlight=False)
+        return 0
+
+    def run(self, prepared):
+        """The run that the options describe."""
+        from experiments.optimizer import Shape
+        from experiments.runs import Run
+        from experiments.sweep import RateRule
+        from models.execution import Precision
+
+        length = prepared.metadata.length
+        architecture = self.model.build(prepared.metadata.vocab, length)
+        cost = architecture.cost(length)
+        per_step = self.batch * length
+        lengths = {
+            "steps": self.steps,
+            "tokens": self.tokens and round(self.tokens / per_step),
+            "flops": self.flops and round(self.flops / (cost.flops_per_token * per_step)),
+            "tokens_per_param": self.tokens_per_param and round(self.tokens_per_param * cost.params / per_step),
+        }
+        given = {name: value for name, value in lengths.items() if value is not None}
+        if len(given) > 1:
+            raise ValueError(
+                f"a run has one length: give --steps, --tokens, --flops or --tokens-per-param, not {len(given)}"
+            )
+        steps = max(1, next(iter(given.values()), round(20 * cost.params / per_step)))
+        if self.precision is PrecisionChoice.AUTO:
+            import jax
+
+            from parallel.hardware import has_fast_bf16
+
+            precision = Precision.BFLOAT16 if has_fast_bf16(jax.devices()[0]) else Precision.FLOAT32
+        else:
+            precision = Precision(self.precision.value)
+        schedule = self.schedule or Schedule(peak=RateRule().peak(architecture), shape=Shape.LINEAR, final=0.0)
+        return Run(
+            architecture=architecture,
+            data=self.data.config(),
+            rows=prepared.fingerprint,
+            schedule=schedule,
+            batch=self.batch,
+            steps=steps,
+            objective=Causal(bos=prepared.tokenizer.bos),
+            optimizer=self.optimizer,
+            precision=precision,
+            seed=self.seed,
+            evaluation_rows=self.evaluation_rows,
+        )

@@ -1,0 +1,176 @@
+"""`scaling quickstart`.
+
+The main job on text that every machine has: an IsoFLOP sweep over the Python standard library's own source, the law
+fitted to it, and a run of four times the largest budget predicted before it is trained.
+
+Expected: predicted and measured held-out loss agree within the printed interval. Cost: about 6 minutes on two cores.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from experiments.commands.options import prepare_with_progress
+from experiments.configuration import to_json
+from experiments.data.prepare import DataConfig
+from experiments.data.prepared import Prepared
+from experiments.data.tokenizer import TokenizerConfig
+from experiments.objectives import Causal
+from experiments.optimizer import Schedule, Shape
+from experiments.results import cores, fit_tables, publish, write_tables
+from experiments.runs import Cell, Run, RunFolder
+from experiments.show import dry_run_table, execute_with_progress
+from experiments.sweep import RateRule, at_budget, isoflop
+from models import zoo
+from models.config import Architecture
+from scaling.held_out import HeldOut
+from scaling.study import Study
+
+DATA = DataConfig(tokenizer=TokenizerConfig(vocab=512), length=128)
+BATCH = 4  # rows: small batches, because the larger models of a budget would otherwise see too few steps
+
+# Shapes (width, depth) in order of size; depth grows slowly, and heads are of size 8.
+SHAPES = ((16, 2), (24, 2), (32, 2), (40, 2), (48, 3), (64, 3), (80, 3), (96, 4), (112, 4), (128, 4))
+
+# Budgets in training FLOPs, and the first and last shape to spend each on: the optimum lies between.
+SWEEP = {6e10: (0, 5), 1.2e11: (0, 5), 2.4e11: (1, 6), 4.8e11: (1, 6)}
+HELD_OUT_FACTOR = 4  # times the largest budget
+RATE = RateRule()  # tuned on these budgets, see experiments/EXPERIMENTS.md
+
+
+def architecture(shape: tuple[int, int]) -> Architecture:
+    """The decoder of a width and depth."""
+    width, depth = shape
+    vocab = DATA.tokenizer.vocab
+    return zoo.make("decoder", width=width, depth=depth, heads=width // 8, vocab=vocab, length=DATA.length)
+
+
+def template(prepared: Prepared, seed: int) -> Run:
+    """What all runs share."""
+    return Run(
+        architecture=architecture(SHAPES[0]),
+        data=DATA,
+        rows=prepared.fingerprint,
+        schedule=Schedule(shape=Shape.LINEAR, warmup=0.05, final=0.0),
+        batch=BATCH,
+        steps=1,
+        objective=Causal(bos=prepared.tokenizer.bos),
+        seed=seed,
+        evaluation_rows=1024,
+    )
+
+
+def sweep(prepared: Prepared, seed: int) -> list[Cell]:
+    """The runs that the law is fitted to."""
+    sizes = {budget: [architecture(s) for s in SHAPES[first : last + 1]] for budget, (first, last) in SWEEP.items()}
+    return isoflop("quickstart", template(prepared, seed), sizes, rule=RATE)
+
+
+def held_out(prepared: Prepared, seed: int, study: Study) -> Cell:
+    """The run that the law predicts: the size it says is best at a budget that it has not seen."""
+    budget = HELD_OUT_FACTOR * max(SWEEP)
+    wanted = study.optimum(budget).params.value
+    sizes = [architecture(shape) for shape in SHAPES]
+    nearest = min(sizes, key=lambda size: abs(np.log(size.cost(DATA.length).params / wanted)))
+    run = at_budget(template(prepared, seed), nearest, budget, RATE)
+    return Cell(run=run, sweep="quickstart", budget=budget, role="held-out")
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """The recipe, with where it writes and what it may use."""
+
+    output: Path
+    workers: int
+    seed: int
+
+    def run(self, console: Console) -> int:
+        """Everything from text to report; what is there already is not done again."""
+        root = self.output / "cells"
+        console.print("1/5  corpus: the Python standard library's own source", highlight=False)
+        prepared = prepare_with_progress(DATA, self.output.parent / "data", console)
+        console.print(*_corpus(prepared), sep="\n", highlight=False)
+
+        cells = sweep(prepared, self.seed)
+        console.print(f"2/5  sweep: {len(cells)} runs at {len(SWEEP)} compute budgets", highlight=False)
+        self._execute(cells, root, prepared, console, what="sweep", workers=self.workers or cores(), devices=1)
+        write_tables(cells, root, self.output)
+
+        console.print("3/5  fit: three approaches, with intervals", highlight=False)
+        study, _ = fit_tables(self.output)
+        console.print(*_laws(study), sep="\n", highlight=False)
+
+        last = held_out(prepared, self.seed, study)
+        cost = last.run.cost
+        predicted = study.predict(cost.params, last.run.tokens)
+        console.print(
+            f"4/5  held-out run: {cost.params:,} parameters, {last.run.tokens:,} tokens, {last.budget:.2e} FLOPs; "
+            f"predicted loss {predicted.value:.3f} ({predicted.low:.3f} to {predicted.high:.3f})",
+            highlight=False,
+        )
+        devices = next(n for n in range(min(BATCH, cores()), 0, -1) if BATCH % n == 0)
+        self._execute([last], root, prepared, console, what="held-out run", workers=1, devices=devices)
+        write_tables([*cells, last], root, self.output)
+
+        console.print("5/5  report", highlight=False)
+        study, held = fit_tables(self.output)
+        publish(study, held, self.output, title="Quickstart: how a small decoder scales", command="scaling quickstart")
+        console.print(*_verdict(held, RunFolder(root / last.run.identity), self.output), sep="\n", highlight=False)
+        return 0
+
+    def _execute(
+        self, cells: Sequence[Cell], root: Path, prepared: Prepared, console: Console, *, what: str, workers: int,
+        devices: int,
+    ) -> None:  # fmt: skip
+        from experiments.train import Placement
+
+        execute_with_progress(
+            cells, root, prepared, console=console, what=f"     {what}", workers=workers, devices=devices,
+            placement=to_json(replace(Placement(), checkpoint_seconds=10.0)),
+        )  # fmt: skip
+
+    def dry_run(self, console: Console) -> int:
+        """Shows the runs; the corpus is prepared, because its fingerprint is part of what a run is."""
+        prepared = prepare_with_progress(DATA, self.output.parent / "data", console)
+        runs = [cell.run for cell in sweep(prepared, self.seed)]
+        console.print(dry_run_table(runs, workers=self.workers or cores()))
+        console.print(f"and one held-out run of {HELD_OUT_FACTOR * max(SWEEP):.2e} FLOPs at the size the law predicts")
+        return 0
+
+
+def _corpus(prepared: Prepared) -> list[str]:
+    train, held, metadata = prepared.metadata.train, prepared.metadata.held_out, prepared.metadata
+    return [
+        f"     {train.documents + held.documents} files, {(train.bytes + held.bytes) / 1e6:.1f} MB, "
+        f"sha256 {metadata.contents_sha256[:16]}",
+        f"     {train.tokens:,} training tokens of a vocabulary of {metadata.vocab}, {held.rows:,} held-out rows",
+    ]
+
+
+def _laws(study: Study) -> list[str]:
+    lines = []
+    for approach, (a, b) in study.exponents().items():
+        lines.append(
+            f"     approach {approach.value:<24} N_opt ~ C^{a.value:.2f} ({a.low:.2f} to {a.high:.2f})   "
+            f"D_opt ~ C^{b.value:.2f} ({b.low:.2f} to {b.high:.2f})"
+        )
+    for name, law in study.kaplan.items():
+        exponent = law.alpha
+        lines.append(f"     {name:<33} exponent {exponent.value:.3f} ({exponent.low:.3f} to {exponent.high:.3f})")
+    return lines
+
+
+def _verdict(held: tuple[HeldOut, ...], folder: RunFolder, output: Path) -> list[str]:
+    if not held:
+        return [f"     the held-out run failed: {folder.failure()}", f"     {output / 'report.html'}"]
+    run = held[0]
+    inside = "inside" if run.inside else "outside"
+    return [
+        "",
+        f"predicted loss  {run.predicted.value:.4f}  95 % interval {run.predicted.low:.4f} to {run.predicted.high:.4f}",
+        f"measured loss   {run.loss:.4f}  {inside} the interval, {100 * run.error:+.1f} %",
+        f"report          {output / 'report.html'}",
+    ]

@@ -1,0 +1,172 @@
+"""Sweeps: pure functions to lists of cells, and what carries a list of cells out.
+
+Making a sweep touches no disk and no device, so it can be shown, costed and compared before anything runs. Carrying it
+out never does a cell twice: a run is found by its identity, wherever in whatever sweep it was done.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.configuration import from_json, to_json
+from experiments.data.prepared import Prepared, load
+from experiments.launch.local import Job, Outcome, Status, run_all
+from experiments.launch.worker import stop_requested
+from experiments.runs import Cell, Run, RunFolder
+from models.config import Architecture
+
+FEWEST_STEPS = 50  # a run shorter than this says nothing about its size
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateRule:
+    """Peak learning rate by size: `coefficient * (params / 100_000) ** exponent`.
+
+    The defaults were tuned for batches of 512 tokens on the embedded corpus; EXPERIMENTS.md tells how.
+
+    Attributes:
+        coefficient: rate of a model of 100,000 parameters.
+        exponent: how it changes with size.
+    """
+
+    coefficient: float = 1e-2
+    exponent: float = -0.5
+
+    def peak(self, architecture: Architecture) -> float:
+        """The rate for an architecture, rounded to three digits."""
+        params = architecture.cost(architecture.length).params
+        return float(f"{self.coefficient * (params / 1e5) ** self.exponent:.3g}")
+
+
+def at_budget(template: Run, architecture: Architecture, budget: float, rule: RateRule | None) -> Run:
+    """The run that spends `budget` training FLOPs (exact count) on an architecture, to the nearest step.
+
+    Args:
+        template: everything but architecture, steps and (with a rule) peak rate.
+        architecture: the model.
+        budget: training FLOPs.
+        rule: peak learning rate by size; None for the template's.
+
+    Raises:
+        ValueError: if the budget is too small for the model.
+    """
+    flops_per_step = architecture.cost(template.data.length).flops_per_token * template.batch_tokens
+    steps = round(budget / flops_per_step)
+    if steps < FEWEST_STEPS:
+        raise ValueError(
+            f"a budget of {budget:.2g} FLOPs buys {steps} steps of a model of {architecture.cost(1).params:,} "
+            f"parameters, fewer than {FEWEST_STEPS}; take a larger budget (from {FEWEST_STEPS * flops_per_step:.2g}), "
+            "a smaller model, or a smaller batch"
+        )
+    schedule = template.schedule if rule is None else replace(template.schedule, peak=rule.peak(architecture))
+    return replace(template, architecture=architecture, steps=steps, schedule=schedule)
+
+
+def isoflop(
+    name: str,
+    template: Run,
+    sizes: dict[float, Sequence[Architecture]],
+    *,
+    rule: RateRule | None = None,
+    seeds: Sequence[int] = (0,),
+) -> list[Cell]:
+    """Runs of equal compute and different size, for each of several budgets (Hoffmann et al. 2022, section 3.2).
+
+    Args:
+        name: of the sweep.
+        template: everything that the runs share.
+        sizes: for each budget, in training FLOPs by exact count, the architectures to spend it on.
+        rule: peak learning rate by size.
+        seeds: one run of every cell for each.
+    """
+    return [
+        Cell(run=replace(at_budget(template, architecture, budget, rule), seed=seed), sweep=name, budget=budget)
+        for budget, architectures in sizes.items()
+        for architecture in architectures
+        for seed in seeds
+    ]
+
+
+def total_flops(cells: Sequence[Cell]) -> float:
+    """Training FLOPs of all cells."""
+    return sum(cell.run.cost.flops(cell.run.tokens) for cell in cells)
+
+
+def unfinished(cells: Sequence[Cell], root: Path) -> list[Cell]:
+    """Cells still to do, the largest first; those that failed for good are not among them."""
+    open_cells = {}
+    for cell in cells:
+        folder = RunFolder(root / cell.run.identity)
+        if folder.result() is None and not folder.failed_for_good():
+            open_cells[cell.run.identity] = cell
+    return sorted(open_cells.values(), key=lambda cell: -cell.run.cost.flops(cell.run.tokens))
+
+
+def execute(
+    cells: Sequence[Cell],
+    root: Path,
+    prepared: Prepared,
+    *,
+    placement: dict[str, Any],
+    workers: int,
+    devices: int = 1,
+    on_event: Callable[[Cell, dict[str, Any]], None] = lambda cell, event: None,
+    on_outcome: Callable[[Cell, Outcome], None] = lambda cell, outcome: None,
+) -> None:
+    """Trains every cell that is not finished; a failure is recorded in the run's folder and stops nothing.
+
+    Args:
+        cells: what to train.
+        root: folder of run folders.
+        prepared: the rows that the runs name.
+        placement: settings of `experiments.train.Placement`, as JSON.
+        workers: processes at a time; 0 for this process.
+        devices: forced host devices of each worker.
+        on_event: called with the progress of a cell.
+        on_outcome: called when a cell has ended.
+    """
+    todo = unfinished(cells, root)
+    jobs = [
+        Job(
+            entry="experiments.sweep:train_job",
+            payload={
+                "run": to_json(cell.run),
+                "folder": str(root / cell.run.identity),
+                "prepared": str(prepared.folder),
+                "placement": placement,
+            },
+        )
+        for cell in todo
+    ]
+
+    def ended(index: int, outcome: Outcome) -> None:
+        folder = RunFolder(root / todo[index].run.identity)
+        if outcome.status is Status.FAILED and not folder.failed_for_good():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.fail(outcome.reason, for_good=False)
+        on_outcome(todo[index], outcome)
+
+    run_all(
+        jobs,
+        workers=workers,
+        devices=devices,
+        logs=root / "logs",
+        on_event=lambda index, event: on_event(todo[index], event),
+        on_outcome=ended,
+    )
+
+
+def train_job(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+    """Trains one cell in a worker; None if it was asked to stop."""
+    from experiments.train import Placement, RunFailed, Stopped, train
+
+    run, folder = from_json(Run, payload["run"]), RunFolder(Path(payload["folder"]))
+    placement = from_json(Placement, payload["placement"])
+    try:
+        return train(run, folder, load(payload["prepared"]), placement=placement, report=report, stop=stop_requested)
+    except Stopped:
+        return None
+    except RunFailed as failure:
+        folder.fail(str(failure), for_good=True)
+        raise
