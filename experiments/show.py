@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -51,14 +52,14 @@ def progress(console: Console) -> Progress:
 
 def dry_run_table(runs: Sequence[Run], *, workers: int) -> Table:
     """Runs, what they cost, and about how long they take on this machine's CPU."""
-    table = Table(title=f"{len(runs)} runs", title_justify="left")
-    for name in ("run", "width x layers", "params", "non-emb.", "tokens", "steps", "rate", "FLOPs"):
+    table = Table(title=f"{len(runs)} runs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("run", "shape", "params", "non-emb.", "tokens", "steps", "rate", "FLOPs"):
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
     for run in runs:
         row = run.columns()
         table.add_row(
             row["run"],
-            f"{row['width']} x {row['layers']}",
+            f"{row['width']} x {row['layers']} layers",
             short(row["params"]),
             short(row["params_nonembedding"]),
             short(row["tokens"]),

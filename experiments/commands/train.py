@@ -76,10 +76,12 @@ class Command:
         from experiments.runs import RunFolder
         from experiments.show import dry_run_table, progress, result_lines, stop_on_interrupt
         from experiments.train import RunFailed, Stopped, train
+        from models import zoo
         from parallel import distributed
 
         distributed.start()
         console = Console()
+        zoo.family(self.model.family)  # a mistyped name should not cost a tokenizer first
         prepared = prepare_with_progress(self.data.config(), self.output / "data", console)
         run = self.run(prepared)
         if self.dry_run:

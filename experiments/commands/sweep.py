@@ -1,0 +1,126 @@
+"""`scaling sweep`: a ladder of sizes at several compute budgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.commands.options import FamilyOptions, TextOptions
+from experiments.optimizer import AdamW, Schedule, Shape
+from experiments.sweep import RateRule
+from experiments.train import Placement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Train an IsoFLOP sweep: several sizes at each of several compute budgets, then fit the law and write a report.
+
+        scaling sweep --budgets 1e11 2e11 4e11 --sizes 5                     # on the embedded corpus
+        scaling sweep --data.text books.txt --model.family llama --budgets 1e12 1e13 --tokens-per-param 5 80
+        scaling sweep ... --dry-run                                          # the runs, and about how long they take
+
+    The same command again trains only what is missing. A failed run is recorded with its reason and stops nothing.
+    """
+
+    budgets: tuple[float, ...]
+    """Training FLOPs (exact count) of a run, one or several budgets."""
+    sizes: int = 5
+    """Sizes at each budget."""
+    tokens_per_param: tuple[float, float] = (2.0, 200.0)
+    """Fewest and most tokens per parameter of a run, which sets the largest and the smallest size of a budget."""
+    data: TextOptions = field(default_factory=TextOptions)
+    model: FamilyOptions = field(default_factory=FamilyOptions)
+    rate: RateRule = field(default_factory=RateRule)
+    """Peak learning rate by size."""
+    schedule: Schedule = field(default_factory=lambda: Schedule(shape=Shape.LINEAR, final=0.0))
+    """Learning rate over a run; its peak is set by --rate."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    batch: int = 8
+    """Rows per step."""
+    seeds: tuple[int, ...] = (0,)
+    """One run of every cell for each seed."""
+    evaluation_rows: int | None = None
+    """Held-out rows to evaluate on; all by default."""
+    placement: Placement = field(default_factory=Placement)
+    workers: int | None = None
+    """Training processes at a time; by default one a core on CPU, and this process on accelerators."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/sweep")
+    """Folder for everything it makes."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the runs and what they would cost, and train nothing."""
+
+    def __call__(self) -> int:
+        """Trains, fits, reports."""
+        from rich.console import Console
+
+        from experiments.commands.options import prepare_with_progress
+        from experiments.configuration import to_json
+        from experiments.launch.environment import accelerator_present
+        from experiments.launch.lock import exclusive
+        from experiments.results import cores, fit_tables, publish, write_tables
+        from experiments.show import dry_run_table, execute_with_progress
+        from models import zoo
+
+        console = Console()
+        zoo.family(self.model.family)
+        prepared = prepare_with_progress(self.data.config(), self.output.parent / "data", console)
+        cells = self.cells(prepared)
+        workers = self.workers if self.workers is not None else 0 if accelerator_present() else cores()
+        if self.dry_run:
+            console.print(dry_run_table([cell.run for cell in cells], workers=workers))
+            return 0
+        root = self.output / "cells"
+        with exclusive(self.output):
+            execute_with_progress(
+                cells, root, prepared, console=console, what=self.output.name, workers=workers,
+                placement=to_json(self.placement),
+            )  # fmt: skip
+            write_tables(cells, root, self.output)
+            console.print(f"table   {self.output / 'runs.csv'}", highlight=False)
+            try:
+                study, held_out = fit_tables(self.output)
+            except ValueError as reason:
+                console.print(f"no law: {reason}", highlight=False)
+                return 1
+            publish(study, held_out, self.output, title=f"Sweep {self.output.name}", command="scaling sweep")
+            console.print(f"report  {self.output / 'report.html'}", highlight=False)
+        return 0
+
+    def cells(self, prepared):
+        """The cells that the options describe.
+
+        Raises:
+            ValueError: if a budget is too small for the smallest model, or the sizes do not fit between the bounds.
+        """
+        from experiments.objectives import Causal
+        from experiments.runs import Run
+        from experiments.sweep import isoflop
+        from models import ladder
+
+        least, most = self.tokens_per_param
+        if not 0 < least < most:
+            raise ValueError(f"--tokens-per-param {least:g} {most:g}: give the fewest and the most")
+        common = dict(vocab=prepared.metadata.vocab, length=prepared.metadata.length, **self.model.settings())
+        sizes = {}
+        for budget in sorted(self.budgets):
+            # C is about 6 N D, so D / N = r is met at N = sqrt(C / 6 r).
+            bounds = ((budget / (6 * ratio)) ** 0.5 for ratio in (most, least))
+            try:
+                sizes[budget] = ladder.ladder(self.model.family, *bounds, self.sizes, **common)
+            except ValueError as reason:
+                raise ValueError(f"budget {budget:.2g}, {least:g} to {most:g} tokens per parameter: {reason}") from None
+        template = Run(
+            architecture=next(iter(sizes.values()))[0],
+            data=self.data.config(),
+            rows=prepared.fingerprint,
+            schedule=self.schedule,
+            batch=self.batch,
+            steps=1,
+            objective=Causal(bos=prepared.tokenizer.bos),
+            optimizer=self.optimizer,
+            evaluation_rows=self.evaluation_rows,
+        )
+        return isoflop(self.output.name, template, sizes, rule=self.rate, seeds=self.seeds)
