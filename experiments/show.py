@@ -52,14 +52,16 @@ def progress(console: Console) -> Progress:
 
 def dry_run_table(runs: Sequence[Run], *, workers: int) -> Table:
     """Runs, what they cost, and about how long they take on this machine's CPU."""
-    table = Table(title=f"{len(runs)} runs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("run", "shape", "params", "non-emb.", "tokens", "steps", "rate", "FLOPs"):
+    table = Table(
+        title=f"{len(runs)} runs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for name in ("run", "shape", "params", "body", "tokens", "steps", "rate", "FLOPs"):
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
     for run in runs:
         row = run.columns()
         table.add_row(
             row["run"],
-            f"{row['width']} x {row['layers']} layers",
+            f"{row['width']}x{row['layers']}",
             short(row["params"]),
             short(row["params_nonembedding"]),
             short(row["tokens"]),

@@ -4,6 +4,7 @@ Making a sweep touches no disk and no device, so it can be shown, costed and com
 out never does a cell twice: a run is found by its identity, wherever in whatever sweep it was done.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,22 +22,25 @@ FEWEST_STEPS = 50  # a run shorter than this says nothing about its size
 
 @dataclass(frozen=True, kw_only=True)
 class RateRule:
-    """Peak learning rate by size: `coefficient * (params / 100_000) ** exponent`.
+    """Peak learning rate: `coefficient * (params / 100_000) ** size_exponent * (steps / 1000) ** steps_exponent`.
 
-    The defaults were tuned for batches of 512 tokens on the embedded corpus; EXPERIMENTS.md tells how.
+    The defaults were tuned for batches of 512 tokens on the embedded corpus; experiments/EXPERIMENTS.md tells how.
 
     Attributes:
-        coefficient: rate of a model of 100,000 parameters.
-        exponent: how it changes with size.
+        coefficient: rate of a model of 100,000 parameters in a run of 1,000 steps.
+        size_exponent: how it changes with size.
+        steps_exponent: how it changes with the length of the run.
     """
 
-    coefficient: float = 1e-2
-    exponent: float = -0.5
+    coefficient: float = 0.011
+    size_exponent: float = -0.58
+    steps_exponent: float = -0.22
 
-    def peak(self, architecture: Architecture) -> float:
-        """The rate for an architecture, rounded to three digits."""
+    def peak(self, architecture: Architecture, steps: int) -> float:
+        """The rate for an architecture and a number of steps, rounded to three digits."""
         params = architecture.cost(architecture.length).params
-        return float(f"{self.coefficient * (params / 1e5) ** self.exponent:.3g}")
+        rate = self.coefficient * (params / 1e5) ** self.size_exponent * (steps / 1000) ** self.steps_exponent
+        return float(f"{rate:.3g}")
 
 
 def at_budget(template: Run, architecture: Architecture, budget: float, rule: RateRule | None) -> Run:
@@ -46,7 +50,7 @@ def at_budget(template: Run, architecture: Architecture, budget: float, rule: Ra
         template: everything but architecture, steps and (with a rule) peak rate.
         architecture: the model.
         budget: training FLOPs.
-        rule: peak learning rate by size; None for the template's.
+        rule: peak learning rate by size and steps; None for the template's.
 
     Raises:
         ValueError: if the budget is too small for the model.
@@ -59,7 +63,7 @@ def at_budget(template: Run, architecture: Architecture, budget: float, rule: Ra
             f"parameters, fewer than {FEWEST_STEPS}; take a larger budget (from {FEWEST_STEPS * flops_per_step:.2g}), "
             "a smaller model, or a smaller batch"
         )
-    schedule = template.schedule if rule is None else replace(template.schedule, peak=rule.peak(architecture))
+    schedule = template.schedule if rule is None else replace(template.schedule, peak=rule.peak(architecture, steps))
     return replace(template, architecture=architecture, steps=steps, schedule=schedule)
 
 
@@ -77,7 +81,7 @@ def isoflop(
         name: of the sweep.
         template: everything that the runs share.
         sizes: for each budget, in training FLOPs by exact count, the architectures to spend it on.
-        rule: peak learning rate by size.
+        rule: peak learning rate by size and steps.
         seeds: one run of every cell for each.
     """
     return [
@@ -125,7 +129,14 @@ def execute(
         devices: forced host devices of each worker.
         on_event: called with the progress of a cell.
         on_outcome: called when a cell has ended.
+
+    Raises:
+        OSError: if `root` cannot be written.
     """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"folder of runs {root} cannot be written: {error.strerror or error}") from error
     todo = unfinished(cells, root)
     jobs = [
         Job(
@@ -143,8 +154,9 @@ def execute(
     def ended(index: int, outcome: Outcome) -> None:
         folder = RunFolder(root / todo[index].run.identity)
         if outcome.status is Status.FAILED and not folder.failed_for_good():
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.fail(outcome.reason, for_good=False)
+            with contextlib.suppress(OSError):  # a full disk: the reason is told below, and the cell is tried again
+                folder.path.mkdir(parents=True, exist_ok=True)
+                folder.fail(outcome.reason, for_good=False)
         on_outcome(todo[index], outcome)
 
     run_all(

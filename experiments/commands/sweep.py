@@ -34,7 +34,7 @@ class Command:
     data: TextOptions = field(default_factory=TextOptions)
     model: FamilyOptions = field(default_factory=FamilyOptions)
     rate: RateRule = field(default_factory=RateRule)
-    """Peak learning rate by size."""
+    """Peak learning rate by size and steps."""
     schedule: Schedule = field(default_factory=lambda: Schedule(shape=Shape.LINEAR, final=0.0))
     """Learning rate over a run; its peak is set by --rate."""
     optimizer: AdamW = field(default_factory=AdamW)

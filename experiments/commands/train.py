@@ -138,7 +138,7 @@ class Command:
             precision = Precision.BFLOAT16 if has_fast_bf16(jax.devices()[0]) else Precision.FLOAT32
         else:
             precision = Precision(self.precision.value)
-        schedule = self.schedule or Schedule(peak=RateRule().peak(architecture), shape=Shape.LINEAR, final=0.0)
+        schedule = self.schedule or Schedule(peak=RateRule().peak(architecture, steps), shape=Shape.LINEAR, final=0.0)
         return Run(
             architecture=architecture,
             data=self.data.config(),

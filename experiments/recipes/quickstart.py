@@ -6,8 +6,8 @@ fitted to it, and a run of four times the largest budget predicted before it is 
 Expected: predicted and measured held-out loss agree within the printed interval. Cost: about 6 minutes on two cores.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,12 @@ from scaling.study import Study
 DATA = DataConfig(tokenizer=TokenizerConfig(vocab=512), length=128)
 BATCH = 4  # rows: small batches, because the larger models of a budget would otherwise see too few steps
 
-# Shapes (width, depth) in order of size; depth grows slowly, and heads are of size 8.
-SHAPES = ((16, 2), (24, 2), (32, 2), (40, 2), (48, 3), (64, 3), (80, 3), (96, 4), (112, 4), (128, 4))
+# Shapes (width, depth) in order of size. Two blocks as long as width / depth stays below 32, so that within a budget the
+# loss changes with size alone: at one block the loss is worse by 0.1 than the trend of the others.
+SHAPES = ((16, 2), (24, 2), (32, 2), (40, 2), (48, 2), (56, 2), (64, 3), (80, 3), (96, 4), (112, 4))
 
 # Budgets in training FLOPs, and the first and last shape to spend each on: the optimum lies between.
-SWEEP = {6e10: (0, 5), 1.2e11: (0, 5), 2.4e11: (1, 6), 4.8e11: (1, 6)}
+BUDGETS = {6e10: (0, 4), 1.2e11: (0, 4), 2.4e11: (1, 5), 4.8e11: (1, 5)}
 HELD_OUT_FACTOR = 4  # times the largest budget
 RATE = RateRule()  # tuned on these budgets, see experiments/EXPERIMENTS.md
 
@@ -48,44 +49,46 @@ def architecture(shape: tuple[int, int]) -> Architecture:
     return zoo.make("decoder", width=width, depth=depth, heads=width // 8, vocab=vocab, length=DATA.length)
 
 
-def template(prepared: Prepared, seed: int) -> Run:
-    """What all runs share."""
-    return Run(
-        architecture=architecture(SHAPES[0]),
-        data=DATA,
-        rows=prepared.fingerprint,
-        schedule=Schedule(shape=Shape.LINEAR, warmup=0.05, final=0.0),
-        batch=BATCH,
-        steps=1,
-        objective=Causal(bos=prepared.tokenizer.bos),
-        seed=seed,
-        evaluation_rows=1024,
-    )
-
-
-def sweep(prepared: Prepared, seed: int) -> list[Cell]:
-    """The runs that the law is fitted to."""
-    sizes = {budget: [architecture(s) for s in SHAPES[first : last + 1]] for budget, (first, last) in SWEEP.items()}
-    return isoflop("quickstart", template(prepared, seed), sizes, rule=RATE)
-
-
-def held_out(prepared: Prepared, seed: int, study: Study) -> Cell:
-    """The run that the law predicts: the size it says is best at a budget that it has not seen."""
-    budget = HELD_OUT_FACTOR * max(SWEEP)
-    wanted = study.optimum(budget).params.value
-    sizes = [architecture(shape) for shape in SHAPES]
-    nearest = min(sizes, key=lambda size: abs(np.log(size.cost(DATA.length).params / wanted)))
-    run = at_budget(template(prepared, seed), nearest, budget, RATE)
-    return Cell(run=run, sweep="quickstart", budget=budget, role="held-out")
-
-
 @dataclass(frozen=True)
 class Quickstart:
     """The recipe, with where it writes and what it may use."""
 
     output: Path
-    workers: int
-    seed: int
+    workers: int = 0
+    seed: int = 0
+    budgets: Mapping[float, tuple[int, int]] = field(default_factory=lambda: BUDGETS)
+    evaluation_rows: int = 1024
+
+    def template(self, prepared: Prepared) -> Run:
+        """What all runs share."""
+        return Run(
+            architecture=architecture(SHAPES[0]),
+            data=DATA,
+            rows=prepared.fingerprint,
+            schedule=Schedule(shape=Shape.LINEAR, warmup=0.05, final=0.0),
+            batch=BATCH,
+            steps=1,
+            objective=Causal(bos=prepared.tokenizer.bos),
+            seed=self.seed,
+            evaluation_rows=self.evaluation_rows,
+        )
+
+    def sweep(self, prepared: Prepared) -> list[Cell]:
+        """The runs that the law is fitted to."""
+        sizes = {
+            budget: [architecture(shape) for shape in SHAPES[first : last + 1]]
+            for budget, (first, last) in self.budgets.items()
+        }
+        return isoflop("quickstart", self.template(prepared), sizes, rule=RATE)
+
+    def held_out(self, prepared: Prepared, study: Study) -> Cell:
+        """The run that the law predicts: the size it says is best at a budget that it has not seen."""
+        budget = HELD_OUT_FACTOR * max(self.budgets)
+        wanted = study.optimum(budget).params.value
+        sizes = [architecture(shape) for shape in SHAPES]
+        nearest = min(sizes, key=lambda size: abs(np.log(size.cost(DATA.length).params / wanted)))
+        run = at_budget(self.template(prepared), nearest, budget, RATE)
+        return Cell(run=run, sweep="quickstart", budget=budget, role="held-out")
 
     def run(self, console: Console) -> int:
         """Everything from text to report; what is there already is not done again."""
@@ -94,8 +97,8 @@ class Quickstart:
         prepared = prepare_with_progress(DATA, self.output.parent / "data", console)
         console.print(*_corpus(prepared), sep="\n", highlight=False)
 
-        cells = sweep(prepared, self.seed)
-        console.print(f"2/5  sweep: {len(cells)} runs at {len(SWEEP)} compute budgets", highlight=False)
+        cells = self.sweep(prepared)
+        console.print(f"2/5  sweep: {len(cells)} runs at {len(self.budgets)} compute budgets", highlight=False)
         self._execute(cells, root, prepared, console, what="sweep", workers=self.workers or cores(), devices=1)
         write_tables(cells, root, self.output)
 
@@ -103,7 +106,7 @@ class Quickstart:
         study, _ = fit_tables(self.output)
         console.print(*_laws(study), sep="\n", highlight=False)
 
-        last = held_out(prepared, self.seed, study)
+        last = self.held_out(prepared, study)
         cost = last.run.cost
         predicted = study.predict(cost.params, last.run.tokens)
         console.print(
@@ -135,9 +138,11 @@ class Quickstart:
     def dry_run(self, console: Console) -> int:
         """Shows the runs; the corpus is prepared, because its fingerprint is part of what a run is."""
         prepared = prepare_with_progress(DATA, self.output.parent / "data", console)
-        runs = [cell.run for cell in sweep(prepared, self.seed)]
+        runs = [cell.run for cell in self.sweep(prepared)]
         console.print(dry_run_table(runs, workers=self.workers or cores()))
-        console.print(f"and one held-out run of {HELD_OUT_FACTOR * max(SWEEP):.2e} FLOPs at the size the law predicts")
+        console.print(
+            f"and one held-out run of {HELD_OUT_FACTOR * max(self.budgets):.2e} FLOPs at the size the law predicts"
+        )
         return 0
 
 

@@ -1,0 +1,114 @@
+"""The command line as a person meets it: help, mistakes answered in one line, dry runs that train nothing."""
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.cli import COMMANDS, main
+
+
+def fails(capsys, *arguments):
+    """Exit status and standard error of a mistake, which is one line and no traceback."""
+    status = main(arguments)
+    error = capsys.readouterr().err
+    assert status != 0
+    assert len(error.strip().splitlines()) == 1
+    assert "Traceback" not in error
+    return error
+
+
+def test_overview_names_every_command(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_that_opens_with_what_it_does(name, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([name, "--help"])
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: scaling {name}" in shown
+    assert len(shown.splitlines()) > 10
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from experiments.cli import main; main(['--help']); print(sorted(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = shown.splitlines()[-1]
+    assert "'experiments.cli'" in loaded
+    assert not [name for name in ("jax", "flax", "orbax", "numpy", "tyro") if f"'{name}'" in loaded]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "did you mean 'train'?"),
+        (["train", "--model.family", "lama"], "did you mean 'llama'?"),
+        (["train", "--data.text", "a.txt", "--data.tfds", "b"], "not both"),
+        (["train", "--data.text", "nowhere/*.txt"], "nowhere/*.txt"),
+        (["fit", "nowhere.csv"], "nowhere.csv"),
+        (["models", "lama"], "llama"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCALING_RESTARTED_FOR_CPU", "1")
+    assert said in fails(capsys, *arguments)
+
+
+def test_an_option_that_does_not_exist_is_refused_with_the_nearest(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--modl.params", "10"])
+    assert exit.value.code == 2
+    shown = capsys.readouterr()
+    assert "--model.params" in shown.out + shown.err
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
+    """A ValueError from a library is not a message for the user: hiding it would hide a bug."""
+    import experiments.commands.models as room
+
+    monkeypatch.setattr(room.Command, "__call__", lambda self: int("not a number"))
+    with pytest.raises(ValueError, match="not a number"):
+        main(["models"])
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"Paragraph {i} says that {i} times {i} is {i * i}." for i in range(2000)))
+    return path
+
+
+def test_dry_runs_show_runs_and_train_nothing(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SCALING_RESTARTED_FOR_CPU", "1")
+    common = ["--data.text", str(text), "--data.tokenizer", "bytes", "--data.length", "32"]
+    sweep = ["--budgets", "5e9", "1e10", "--sizes", "3", "--tokens-per-param", "2", "60"]
+    where = ["--output", str(tmp_path / "runs" / "s"), "--dry-run"]
+    assert main(["sweep", *sweep, *common, *where]) == 0
+    shown = capsys.readouterr().out
+    assert "6 runs" in shown
+    assert "FLOPs in all" in shown
+    assert not (tmp_path / "runs" / "s").exists()
+
+    train = ["--steps", "7", "--model.params", "2e4", "-o", str(tmp_path / "runs"), "--dry-run"]
+    assert main(["train", *train, *common]) == 0
+    assert "1 runs" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["data"]
+
+
+def test_a_budget_too_small_for_the_smallest_model(text, tmp_path, capsys):
+    common = ["--data.text", str(text), "--data.tokenizer", "bytes", "--data.length", "32", "--dry-run"]
+    error = fails(capsys, "sweep", "--budgets", "1e5", *common, "--output", str(tmp_path / "runs" / "s"))
+    assert "budget 1e+05" in error
+    assert "smallest decoder" in error
+
+
+def test_an_output_folder_that_cannot_be_written(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SCALING_RESTARTED_FOR_CPU", "1")
+    common = ["--data.text", str(text), "--data.tokenizer", "bytes", "--data.length", "32", "--steps", "3"]
+    error = fails(capsys, "train", *common, "-o", str(text / "runs"))  # below a file
+    assert str(text) in error
