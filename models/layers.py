@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from models.cost import Cost
 from models.execution import Execution
+from models.normal import Words, normal, split
 from parallel.sharding import Rules, is_variable
 
 
@@ -59,18 +60,18 @@ def repeated(module: nnx.Module, times: int) -> nnx.Module:
 def initialize(module: nnx.Module, key: Key[Array, ""], rules: Rules) -> nnx.Module:
     """A module whose declared parameters have their initial values, each in its resting sharding.
 
-    Every parameter is one draw of its whole shape: the values do not depend on the mesh, and a layer's not on whether
-    layers are looped over. (Declaring first also keeps the program small: drawing while building, with keys split at
-    every level, took six times as long to compile.)
+    Every parameter is one draw of its whole shape (`models.normal`): the values do not depend on the mesh, nor a
+    layer's on whether layers are looped over. Declaring first, and drawing without keys split at every level, keeps the
+    program small.
     """
     params, structure = jax.tree.flatten(module, is_leaf=is_variable)
-    keys = jax.random.split(key, len(params))
+    keys = split(key, len(params))
 
-    def draw(param: nnx.Param, key: Key[Array, ""]) -> nnx.Param:
+    def draw(param: nnx.Param, key: Words) -> nnx.Param:
         spec, std = rules.resting_spec(*param.get_metadata("axes")), param.get_metadata("std")
         if std is None:
             return param.replace(jnp.full(param.shape, param.get_metadata("constant"), param.dtype, out_sharding=spec))
-        return param.replace(std * jax.random.normal(key, param.shape, param.dtype, out_sharding=spec))
+        return param.replace(std * normal(key, param.shape, spec))
 
     return jax.tree.unflatten(structure, [draw(param, key) for param, key in zip(params, keys, strict=True)])
 
