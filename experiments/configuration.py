@@ -56,12 +56,10 @@ def from_json(kind: Any, stored: Any, where: str = "configuration") -> Any:
         if stored not in values:
             raise ValueError(f"{where}: {stored!r} is not one of {', '.join(map(repr, values))}")
         return kind(stored)
-    if isinstance(kind, type) and issubclass(kind, Path):
+    if isinstance(kind, type) and issubclass(kind, Path) and isinstance(stored, str):
         return kind(stored)
     if kind is float and isinstance(stored, int) and not isinstance(stored, bool):
         return float(stored)
-    if kind is types.NoneType:
-        kind = type(None)
     if not isinstance(stored, kind) or (isinstance(stored, bool) and kind is not bool):
         raise ValueError(f"{where}: want {kind.__name__}, not {stored!r}")
     return stored
@@ -70,8 +68,8 @@ def from_json(kind: Any, stored: Any, where: str = "configuration") -> Any:
 def _from_union(kinds: tuple, stored: Any, where: str) -> Any:
     if stored is None and types.NoneType in kinds:
         return None
-    if isinstance(stored, dict):
-        named = {kind.__name__: kind for kind in kinds if dataclasses.is_dataclass(kind)}
+    named = {kind.__name__: kind for kind in kinds if dataclasses.is_dataclass(kind)}
+    if named and isinstance(stored, dict):
         if stored.get("kind") not in named:
             raise ValueError(f"{where}: kind {stored.get('kind')!r} is not one of {', '.join(named)}")
         return _from_fields(named[stored["kind"]], stored, where)
@@ -90,6 +88,8 @@ def _from_fields(kind: type, stored: Any, where: str) -> Any:
         raise ValueError(f"{where}: want the settings of {kind.__name__}, not {stored!r}")
     hints = typing.get_type_hints(kind, include_extras=True)
     known = {field.name: field for field in dataclasses.fields(kind)}
+    if "kind" not in known and stored.get("kind", kind.__name__) != kind.__name__:
+        raise ValueError(f"{where}: want the settings of {kind.__name__}, not of {stored['kind']!r}")
     for key in stored:
         if key not in known and key != "kind":
             near = difflib.get_close_matches(key, known, n=1)

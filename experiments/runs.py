@@ -59,8 +59,10 @@ class Run:
     @property
     def identity(self) -> str:
         """12 hexadecimal digits of a hash of everything that defines the result."""
-        stored = to_json(self)
-        del stored["data"]["source"]  # the fingerprint of the rows stands for what the source held
+        # Read back first: 1 and 1.0 are one setting.
+        stored = to_json(from_json(Run, to_json(self)))
+        # Where text and tokenizer lie does not matter: the fingerprint of the rows stands for what they held.
+        del stored["data"]["source"], stored["data"]["tokenizer"]["path"]
         return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -161,7 +163,11 @@ class RunFolder:
         path = self.path / "run.json"
         if not path.is_file():
             raise FileNotFoundError(f"{self.path} is not the folder of a run (no run.json)")
-        return from_json(Run, json.loads(path.read_bytes()), str(path))
+        try:
+            stored = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        return from_json(Run, stored, str(path))
 
     def result(self) -> dict[str, Any] | None:
         """The finished run's measured columns; None while there are none."""

@@ -15,7 +15,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from experiments.data.prepared import Prepared
 from experiments.objectives import Causal
 from experiments.optimizer import AdamW
 from experiments.runs import Run, RunFolder, write_text
+from models.attention import fits_library
 from models.execution import Execution, Kernel, Layers, Precision, Remat
 from models.layers import initialize
 from models.transformer import Decoder, rules_for
@@ -64,7 +65,8 @@ class Placement:
         logits_chunk: positions whose logits exist at a time; None for all of them.
         steps_per_call: most steps in one call of the compiled program; None for about a second of work.
         checkpoint_seconds: time between checkpoints in a run of one process.
-        checkpoint_steps: steps between checkpoints; needed in a run of many processes, which must agree.
+        checkpoint_steps: fewest steps between checkpoints, in place of a time; needed in a run of many processes,
+            which must agree.
         checkpoints: how many to keep.
         tensorboard: also write metrics for TensorBoard (extra `tensorboard`).
     """
@@ -83,12 +85,13 @@ class Placement:
 
     def execution(self, run: Run, mesh: Mesh) -> Execution:
         """How to compute the run's architecture on a mesh."""
-        cpu = mesh.devices.flat[0].platform == "cpu"
-        fused = not cpu and run.precision is Precision.BFLOAT16 and mesh.devices.flat[0].platform != "tpu"
+        platform = mesh.devices.flat[0].platform
+        mixers = [block.mixer for block in run.architecture.stack.pattern]
+        fused = platform in ("gpu", "cuda") and run.precision is Precision.BFLOAT16 and all(map(fits_library, mixers))
         return Execution(
             rules=rules_for(run.architecture, mesh),
             precision=run.precision,
-            layers=self.layers or (Layers.UNROLL if cpu else Layers.SCAN),
+            layers=self.layers or (Layers.UNROLL if platform == "cpu" else Layers.SCAN),
             remat=self.remat,
             kernel=self.kernel or (Kernel.CUDNN if fused else Kernel.BLOCKS),
             logits_chunk=self.logits_chunk,
@@ -196,6 +199,7 @@ def train(
     prepared: Prepared,
     *,
     placement: Placement | None = None,
+    devices: Sequence[jax.Device] | None = None,
     report: Callable[[dict[str, Any]], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -206,6 +210,7 @@ def train(
         folder: where its metrics, checkpoints and result are.
         prepared: the rows whose fingerprint the run names.
         placement: where and how to compute it.
+        devices: what to compute on; None for all there are.
         report: called with the progress: step, loss, tokens per second.
         stop: asked between calls; when it says yes, the run is saved and `Stopped` is raised.
 
@@ -229,7 +234,7 @@ def train(
         folder.record(run)
 
     # Where: mesh and layout.
-    mesh = MeshShape.parse(placement.mesh).build()
+    mesh = MeshShape.parse(placement.mesh).build(devices)
     check_batch(run.batch, placement.accumulate, mesh)
     with jax.set_mesh(mesh), Checkpoints(folder.checkpoints, keep=placement.checkpoints) as checkpoints:
         execution = placement.execution(run, mesh)
@@ -244,13 +249,13 @@ def train(
         log = MetricsLog(folder, run, from_step=step, tensorboard=placement.tensorboard)
 
         # Data: which steps go into which call, and the rows for them read ahead.
-        window = max(1, min(100, run.steps // 100))
-        calls = calls_of(step, run.steps, window=window, most=steps_per_call(run, placement))
-        feed = Feed(
-            run, prepared, mesh, execution, parts=placement.accumulate, size=max(n for _, n in calls + [(0, 1)])
-        )
+        window = window_of(run)
+        most = min(window, steps_per_call(run, placement))
+        calls = calls_of(step, run.steps, window=window, most=most)
+        # Room for two steps at least: XLA compiles a loop over an axis of one otherwise, to other last bits.
+        feed = Feed(run, prepared, mesh, execution, parts=placement.accumulate, size=max(2, most))
 
-        saved, began, before = time.monotonic(), time.monotonic(), step
+        saved, saved_step, began, before = time.monotonic(), step, time.monotonic(), step
         with contextlib.closing(log), Prefetch(feed, calls) as batches, jax.transfer_guard("disallow"):
             pending = None
             for (first, count), batch in zip(calls, batches, strict=True):
@@ -262,14 +267,14 @@ def train(
 
                 due = time.monotonic() - saved > placement.checkpoint_seconds and jax.process_count() == 1
                 if placement.checkpoint_steps:
-                    due = step // placement.checkpoint_steps > first // placement.checkpoint_steps
+                    due = step - saved_step >= placement.checkpoint_steps
                 stopping = stop()
                 if step % window == 0 and step < run.steps and (due or stopping):
                     log.add(*pending)  # a state is saved only after its loss was seen to be finite
                     pending = None
                     with jax.transfer_guard("allow"):
                         checkpoints.save(step, state, metadata={"run": run.identity})
-                    saved = time.monotonic()
+                    saved, saved_step = time.monotonic(), step
                     if stopping:
                         raise Stopped(f"run {run.identity} stopped at step {step} of {run.steps}")
                 speed = (step - before) * run.batch_tokens / (time.monotonic() - began)
@@ -298,6 +303,11 @@ def check_batch(batch: int, parts: int, mesh: Mesh) -> None:
         )
 
 
+def window_of(run: Run) -> int:
+    """Steps that one line of metrics is over; between windows a run can be saved and stopped."""
+    return max(1, min(100, run.steps // 100))
+
+
 def steps_per_call(run: Run, placement: Placement) -> int:
     """Steps in one call: as set, or about a second of work on a CPU, which hides what each call costs."""
     if placement.steps_per_call is not None:
@@ -323,25 +333,32 @@ class Feed:
         self.whole = NamedSharding(mesh, PartitionSpec())
         self.sharding = NamedSharding(mesh, execution.rules.spec(None, None, "batch", None))
         self.shape = (size, parts, run.batch // parts, run.data.length + 1)
-        # Parts come before the batch axis, so one part of this process's share is a contiguous range of the batch.
+        # A part is read as a batch of its own, of which this process takes the contiguous share that its devices hold.
         bounds = [
             index[2].indices(self.shape[2])[:2]
             for index in self.sharding.addressable_devices_indices_map(self.shape).values()
         ]
-        self.low, self.high = min(low for low, _ in bounds), max(high for _, high in bounds)
-        self.batches = Batches(prepared.train, batch=run.batch, seed=run.seed)
+        low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+        self.local = high - low
+        self.batches = Batches(
+            prepared.train,
+            batch=self.shape[2],
+            seed=run.seed,
+            process_index=low // self.local,
+            process_count=self.shape[2] // self.local,
+        )
 
     def __call__(self, first: int, count: int) -> tuple[Array, Array, Array]:
         """Arguments `rows`, `rates` and `count` of `advance`; steps beyond `count` are filled with zeros."""
-        rows = np.zeros(self.shape[:2] + (self.high - self.low, self.shape[3]), np.int32)
-        read = self.batches.steps(first, count).reshape(count, *self.shape[1:])
-        rows[:count] = read[:, :, self.low : self.high]
+        rows = np.zeros(self.shape[:2] + (self.local, self.shape[3]), np.int32)
+        rows[:count] = self.batches.steps(first * self.parts, count * self.parts).reshape(-1, *rows.shape[1:])
         rates = np.zeros(self.size, np.float32)
         rates[:count] = self.run.schedule.rates(first, count, steps=self.run.steps)
         return (
             jax.make_array_from_process_local_data(self.sharding, rows, self.shape),
-            jax.device_put(rates, self.whole),
-            jax.device_put(np.int32(count), self.whole),
+            # Not `device_put`, by which many processes would first compare their values: this is not the main thread.
+            jax.make_array_from_process_local_data(self.whole, rates, rates.shape),
+            jax.make_array_from_process_local_data(self.whole, np.asarray(count, np.int32), ()),
         )
 
 
@@ -350,7 +367,7 @@ class MetricsLog:
 
     def __init__(self, folder: RunFolder, run: Run, *, from_step: int, tensorboard: bool):
         self.path, self.run, self.last_loss = folder.metrics, run, None
-        self.window = max(1, min(100, run.steps // 100))
+        self.window = window_of(run)
         self.losses, self.norms = [], []
         self.began = time.monotonic()
         self.file = self.board = None

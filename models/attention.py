@@ -175,12 +175,17 @@ def _visible(start: int, end: int, first: int, window: int | None) -> Bool[Array
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
+def fits_library(config: Attention) -> bool:
+    """Whether `jax.nn.dot_product_attention`, and so the cudnn kernel, can do what the configuration asks."""
+    return config.positions is not Positions.ALIBI and config.score_cap is None and not config.dropout
+
+
 def _library_attention(q, k, v, config: Attention, execution: Execution, segments):
     """`jax.nn.dot_product_attention` on each device's own rows and heads."""
-    if config.positions is Positions.ALIBI or config.score_cap is not None or config.dropout:
+    if not fits_library(config):
         raise ValueError(
             f"attention kernel '{execution.kernel.value}' has no ALiBi, score cap or dropout; "
-            "choose 'blocks' or 'dense' (--execution.kernel)"
+            "choose 'blocks' or 'dense' (--placement.kernel)"
         )
     window = None if config.window is None else (config.window - 1, 0)
 

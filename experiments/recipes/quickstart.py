@@ -32,8 +32,8 @@ from scaling.study import Study
 DATA = DataConfig(tokenizer=TokenizerConfig(vocab=512), length=128)
 BATCH = 4  # rows: small batches, because the larger models of a budget would otherwise see too few steps
 
-# Shapes (width, depth) in order of size. Two blocks as long as width / depth stays below 32, so that within a budget the
-# loss changes with size alone: at one block the loss is worse by 0.1 than the trend of the others.
+# Shapes (width, depth) in order of size. Two blocks while width / depth is below 32, so that within a budget only the
+# width changes and the parabola is about size, not about shape.
 SHAPES = ((16, 2), (24, 2), (32, 2), (40, 2), (48, 2), (56, 2), (64, 3), (80, 3), (96, 4), (112, 4))
 
 # Budgets in training FLOPs, and the first and last shape to spend each on: the optimum lies between.
