@@ -148,6 +148,8 @@ class Architecture:
         for name in ("vocab", "length", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"architecture: {name} is {getattr(self, name)} and must be positive")
+        if self.embedding.positions is Positions.SINUSOIDAL and self.width % 2:
+            raise ValueError(f"architecture: sinusoidal positions need an even width, not {self.width}")
         if self.stack.repeats < 1 or not self.stack.pattern:
             raise ValueError("architecture: a stack needs at least one block and one repeat")
 

@@ -97,8 +97,8 @@ def ladder(
 ) -> tuple[Architecture, ...]:
     """Models of a family at `count` sizes in geometric progression, strictly increasing.
 
-    Sizes are within a few per cent of the progression from about a million parameters up, and below that as near as
-    whole blocks and whole heads allow. The same arguments give the same models.
+    Sizes are within 3 % of the progression from a hundred million parameters up, 7 % from a million, and below that as
+    near as whole blocks and whole heads allow. The same arguments give the same models.
 
     Args:
         family: name of a family in `models.zoo.FAMILIES`.

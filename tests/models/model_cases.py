@@ -1,6 +1,7 @@
 """Architectures that between them have every option, and models of given weights under any execution."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from models import zoo
@@ -8,9 +9,10 @@ from models.attention import Attention
 from models.config import Architecture, Block, Head, Placement, Stack, Tying
 from models.execution import Execution
 from models.feedforward import MLP, Activation, Form
-from models.layers import Norm
+from models.layers import Norm, initialize
 from models.positions import Positions
 from models.transformer import Decoder
+from parallel.sharding import is_variable
 
 SIZES = dict(width=24, depth=2, heads=4, vocab=32, length=64)
 
@@ -48,18 +50,29 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def build(architecture: Architecture, seed: int = 0, **execution) -> Decoder:
-    init = jax.jit(lambda key: Decoder(architecture, key=key, execution=Execution(**execution)))
-    return init(jax.random.key(seed))
+def initializer(architecture: Architecture, **execution):
+    """The function from a key to a model with its initial values."""
+    run = Execution(**execution)
+    return lambda key: initialize(Decoder(architecture, execution=run), key, run.rules)
+
+
+def build(architecture: Architecture, seed: int = 0) -> Decoder:
+    """A model with its initial values."""
+    return jax.jit(initializer(architecture))(jax.random.key(seed))
+
+
+def filled(architecture: Architecture, seed: int = 0, **execution) -> Decoder:
+    """A model with random values in every parameter, so that biases and scales cannot be forgotten unnoticed."""
+    rng = np.random.default_rng(seed)
+
+    def draw(param):
+        std = max(param.get_metadata("std") or 0.0, 0.2)
+        return param.replace(jnp.asarray(rng.normal(param.get_metadata("constant"), std, param.shape), jnp.float32))
+
+    return jax.tree.map(draw, Decoder(architecture, execution=Execution(**execution)), is_leaf=is_variable)
 
 
 def executed(model: Decoder, **execution) -> Decoder:
     """The same weights, computed otherwise."""
-    make = lambda key: Decoder(model.config, key=key, execution=Execution(**execution))  # noqa: E731
-    return jax.tree.unflatten(jax.tree.structure(jax.eval_shape(make, jax.random.key(0))), jax.tree.leaves(model))
-
-
-def perturbed(model: Decoder, seed: int = 1) -> Decoder:
-    """Random values in every leaf, so that biases and scales cannot be forgotten unnoticed."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32), model)
+    other = Decoder(model.config, execution=Execution(**execution))
+    return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(model))

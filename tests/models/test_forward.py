@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from model_cases import ARCHITECTURES, build, perturbed
+from model_cases import ARCHITECTURES, filled
 
 from models.config import Placement, Tying
 from models.feedforward import Activation, Form
@@ -130,7 +130,7 @@ def logits(model, tokens, segments, places):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_equals_numpy(name):
-    model = perturbed(build(ARCHITECTURES[name]))
+    model = filled(ARCHITECTURES[name])
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, model.config.vocab, (BATCH, LENGTH))
     segments = np.stack([np.arange(LENGTH) >= 7, np.zeros(LENGTH)]).astype(np.int32)
