@@ -23,7 +23,7 @@ class Cluster:
 
 def expected_processes() -> int:
     """How many processes the environment says this run has (Slurm, Open MPI, a TPU pod slice), 1 if it says nothing."""
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES"):
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return max(1, len([host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]))
