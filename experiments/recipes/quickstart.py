@@ -28,6 +28,7 @@ from models import zoo
 from models.config import Architecture
 from scaling.held_out import HeldOut
 from scaling.study import Study
+from scaling.uncertainty import Estimate
 
 DATA = DataConfig(tokenizer=TokenizerConfig(vocab=512), length=128)
 BATCH = 4  # rows: small batches, because the larger models of a budget would otherwise see too few steps
@@ -37,7 +38,7 @@ BATCH = 4  # rows: small batches, because the larger models of a budget would ot
 SHAPES = ((16, 2), (24, 2), (32, 2), (40, 2), (48, 2), (56, 2), (64, 3), (80, 3), (96, 4), (112, 4))
 
 # Budgets in training FLOPs, and the first and last shape to spend each on: the optimum lies between.
-BUDGETS = {6e10: (0, 4), 1.2e11: (0, 4), 2.4e11: (1, 5), 4.8e11: (1, 5)}
+BUDGETS = {5e10: (0, 4), 1e11: (0, 4), 2e11: (1, 5), 4e11: (1, 5)}
 HELD_OUT_FACTOR = 4  # times the largest budget
 RATE = RateRule()  # tuned on these budgets, see experiments/EXPERIMENTS.md
 
@@ -110,8 +111,8 @@ class Quickstart:
         cost = last.run.cost
         predicted = study.predict(cost.params, last.run.tokens)
         console.print(
-            f"4/5  held-out run: {cost.params:,} parameters, {last.run.tokens:,} tokens, {last.budget:.2e} FLOPs; "
-            f"predicted loss {predicted.value:.3f} ({predicted.low:.3f} to {predicted.high:.3f})",
+            f"4/5  held-out run: {cost.params:,} parameters, {last.run.tokens:,} tokens, {last.budget:.2e} FLOPs\n"
+            f"     predicted loss {_interval(predicted, 3)}",
             highlight=False,
         )
         devices = next(n for n in range(min(BATCH, cores()), 0, -1) if BATCH % n == 0)
@@ -158,14 +159,14 @@ def _corpus(prepared: Prepared) -> list[str]:
 def _laws(study: Study) -> list[str]:
     lines = []
     for approach, (a, b) in study.exponents().items():
-        lines.append(
-            f"     approach {approach.value:<24} N_opt ~ C^{a.value:.2f} ({a.low:.2f} to {a.high:.2f})   "
-            f"D_opt ~ C^{b.value:.2f} ({b.low:.2f} to {b.high:.2f})"
-        )
-    for name, law in study.kaplan.items():
-        exponent = law.alpha
-        lines.append(f"     {name:<33} exponent {exponent.value:.3f} ({exponent.low:.3f} to {exponent.high:.3f})")
+        lines.append(f"     {approach.value:<25} N_opt ~ C^{_interval(a, 2)}, D_opt ~ C^{_interval(b, 2)}")
+    for law in study.kaplan.values():
+        lines.append(f"     {law.law.name:<25} exponent {_interval(law.alpha, 3)}")
     return lines
+
+
+def _interval(estimate: Estimate, digits: int) -> str:
+    return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
 def _verdict(held: tuple[HeldOut, ...], folder: RunFolder, output: Path) -> list[str]:
