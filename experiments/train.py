@@ -156,7 +156,7 @@ def one_step(
     loss, gradient = loss_and_gradient(state.model, rows, recipe.objective, jax.random.fold_in(key, state.step))
     updates, optimizer = recipe.optimizer.transform().update(gradient, state.optimizer, state.model)
     model = jax.tree.map(lambda leaf, update: leaf - rate * update, state.model, updates)
-    return State(state.step + 1, model, optimizer), {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+    return State(state.step + 1, model, optimizer), {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
 
 
 @partial(jax.jit, static_argnames="recipe", donate_argnames="state")

@@ -1,0 +1,69 @@
+"""Two processes with four devices each train as one process with eight."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_cases import losses, metrics_in, train_to_end
+
+from experiments.configuration import to_json
+from experiments.train import window_of
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def train_in_processes(run, folder, prepared, *, processes=2, devices=4, **settings):
+    port, program = free_port(), Path(__file__).with_name("training_process.py")
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    assert f"device_count={devices}" in flags
+    job = {"run": to_json(run), "folder": str(folder), "prepared": str(prepared.folder), "settings": settings}
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                program,
+                json.dumps(
+                    job | {"cluster": {"coordinator": f"127.0.0.1:{port}", "processes": processes, "process": process}}
+                ),
+            ],
+            env=os.environ | {"XLA_FLAGS": flags},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(processes)
+    ]
+    try:
+        words = [process.communicate(timeout=240)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * processes, words[0][-3000:] + words[1][-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8", "fsdp=4,tensor=2"])
+def test_two_processes_train_as_one(run, prepared, tmp_path, mesh):
+    """To 1e-6 relative in the training losses, with checkpoints saved by both on the way."""
+    short = replace(run, steps=12)
+    assert window_of(short) == 1
+    train_in_processes(short, tmp_path / "two", prepared, mesh=mesh, checkpoint_steps=5)
+    one = train_to_end(short, tmp_path / "one", prepared, devices=8, mesh=mesh)
+    result = json.loads((tmp_path / "two" / "result.json").read_bytes())
+    assert result == pytest.approx(one.result, rel=1e-6)
+    found = [line["loss"] for line in metrics_in(tmp_path / "two")]
+    np.testing.assert_allclose(found, losses(one)[:-1], rtol=1e-6)
+    assert sorted(path.name for path in (tmp_path / "two" / "checkpoints").iterdir()) == ["10", "5"]
+    # What two processes saved, one goes on with.
+    (tmp_path / "two" / "result.json").unlink()
+    again = train_to_end(short, tmp_path / "two", prepared, devices=8, mesh=mesh)
+    np.testing.assert_allclose(losses(again), losses(one), rtol=1e-5)
