@@ -220,22 +220,34 @@ def table(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def curves(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
-    """Training loss along every run of the sweep, for the envelope of Hoffmann's first approach."""
+def curves(cells: list[Cell], root: Path, *, ratio: float = 1.15) -> list[dict[str, Any]]:
+    """Training loss along every run of the sweep, for the envelope of Hoffmann's first approach.
+
+    Args:
+        cells: the sweep.
+        root: folder of run folders.
+        ratio: each point is the mean loss over steps in which the step number grew by this ratio. The loss of single
+            batches is noise, and a lower envelope would pick the luckiest.
+    """
     rows = []
     for cell in cells:
         folder = RunFolder(root / cell.run.identity)
         if folder.result() is None or cell.role != "sweep":
             continue
         cost = cell.run.cost
-        for line in folder.metrics.read_text().splitlines():
-            point = json.loads(line)
-            if "loss" in point:
-                tokens = point["step"] * cell.run.batch_tokens
-                rows.append(
-                    {"run": cell.run.identity, "params": cost.params, "tokens": tokens, "flops": cost.flops(tokens)}
-                    | {"params_nonembedding": cost.params_nonembedding, "loss": point["loss"]}
-                )
+        windows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+        before, total, count = 0, 0.0, 0
+        for number, window in enumerate(windows):
+            steps = window["step"] - (windows[number - 1]["step"] if number else 0)
+            total, count = total + steps * window["loss"], count + steps
+            if window["step"] < ratio * before and number + 1 < len(windows):
+                continue
+            tokens = window["step"] * cell.run.batch_tokens
+            rows.append(
+                {"run": cell.run.identity, "params": cost.params, "tokens": tokens, "flops": cost.flops(tokens)}
+                | {"params_nonembedding": cost.params_nonembedding, "loss": total / count}
+            )
+            before, total, count = window["step"], 0.0, 0
     return rows
 
 

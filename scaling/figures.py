@@ -175,10 +175,11 @@ def loss_against_compute(study: Study, held_out=None, *, theme: Theme = LIGHT) -
         losses = [*view["loss"], *(each.predicted.low for each in held), *(each.loss or np.nan for each in held)]
         if study.curves is not None:
             top = np.exp(np.log(max(losses)) + 0.6 * np.log(max(losses) / min(losses)))
-            for _, curve in study.curves.groupby("run"):
+            for number, (_, curve) in enumerate(study.curves.groupby("run")):
                 curve = curve.sort_values("flops")
+                label = None if number else "loss in training"
                 colour = ramp(norm(curve["params"].iloc[0]))
-                axes.plot(curve["flops"], curve["loss"], color=colour, alpha=0.35, linewidth=0.9, zorder=1)
+                axes.plot(curve["flops"], curve["loss"], color=colour, alpha=0.35, linewidth=0.9, zorder=1, label=label)
             losses.append(top)
         axes.scatter(
             view["flops"], view["loss"], c=view["params"], norm=norm, cmap=ramp, s=30, zorder=3,
@@ -304,7 +305,7 @@ def optimal_sizes(study: Study, held_out=None, *, theme: Theme = LIGHT) -> Figur
                     points["flops"], points[name], ".", color=theme.approaches[0], markersize=4.5, alpha=0.8,
                     zorder=2, label="envelope", linestyle="none",
                 )  # fmt: skip
-                shown += [points[name].min(), points[name].max()]
+                shown += points.loc[points["flops"] >= grid[0], name].agg(["min", "max"]).tolist()
             for i, each in enumerate(held):
                 axes.plot(
                     each.flops, getattr(each, name), "*", color=theme.accent, markeredgecolor=theme.ink,
