@@ -150,10 +150,11 @@ def attend(
     if config.positions is Positions.ALIBI:
         slopes = alibi_slopes(config.heads).reshape(config.kv_heads, -1)
     outputs = []
-    for start in range(0, length, size):
-        end = start + size
+    # `split` rather than slices: its gradient is one concatenation.
+    for block, queries in enumerate(jax.lax.split(q * q.shape[-1] ** -0.5, (size,) * blocks, axis=3)):
+        start, end = block * size, (block + 1) * size
         first = 0 if config.window is None else max(0, start - config.window + 1)
-        scores = jnp.einsum("bkgqh,bksh->bkgqs", q[:, :, :, start:end] * q.shape[-1] ** -0.5, k[:, :, first:end])
+        scores = jnp.einsum("bkgqh,bksh->bkgqs", queries, k[:, :, first:end])
         scores = soft_cap(scores.astype(jnp.float32), config.score_cap)
         if slopes is not None:
             distance = np.arange(start, end)[:, None] - np.arange(first, end)[None, :]
@@ -162,10 +163,14 @@ def attend(
         if segments is not None:
             same = segments[:, start:end, None] == segments[:, None, first:end]
             mask = mask & same[:, None, None]
-        scores = jnp.where(mask, scores, NEVER)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        scores = scores + jnp.where(mask, 0.0, NEVER)  # a sum, because its gradient is free
+        # A softmax whose sum divides the result and not the weights: fewer passes over queries x keys, in both
+        # directions (its gradient is then that of FlashAttention, Dao et al. 2022, appendix B).
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
         weights = dropout(weights, config.dropout, None if key is None else jax.random.fold_in(key, start))
-        outputs.append(jnp.einsum("bkgqs,bksh->bkgqh", weights, v[:, :, first:end]))
+        mixed = jnp.einsum("bkgqs,bksh->bkgqh", weights.astype(v.dtype), v[:, :, first:end])
+        outputs.append((mixed / total).astype(v.dtype))
     return jnp.concatenate(outputs, axis=3) if blocks > 1 else outputs[0]
 
 
