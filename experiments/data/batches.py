@@ -135,7 +135,7 @@ class HeldOut:
     batch: int
     """Rows in the global batch."""
     limit: int | None = None
-    """Read the first so many rows; all where None."""
+    """Read so many rows, spread evenly over all, because neighbours are often of one document; all where None."""
     process_index: int = 0
     process_count: int = 1
 
@@ -160,7 +160,7 @@ class HeldOut:
             first = number * self.batch + self.process_index * local
             index = np.arange(first, first + local, dtype=np.int64)
             real = index < self.n_rows
-            rows = self.rows.take(np.where(real, index, 0))
+            rows = self.rows.take(np.where(real, index * len(self.rows) // self.n_rows, 0))
             yield np.where(real[:, None], rows, 0), real.astype(np.float32)
 
 

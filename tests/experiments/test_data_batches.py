@@ -102,7 +102,9 @@ def test_held_out_rows_come_once_each_in_order_with_filling_of_weight_zero(rows,
     tokens, weights = np.concatenate(tokens), np.concatenate(weights)
     assert len(tokens) == len(shares[0]) * 8
     assert weights.tolist() == [1.0] * count + [0.0] * (len(tokens) - count)
-    np.testing.assert_array_equal(tokens[weights > 0], rows.take(np.arange(count)))
+    spread = np.arange(count) * len(rows) // count  # a limit takes rows from the whole set, not from its beginning
+    np.testing.assert_array_equal(tokens[weights > 0], rows.take(spread))
+    assert len(set(spread)) == count
     assert not tokens[weights == 0].any()
     assert shares[0].n_rows == count
 
