@@ -39,7 +39,6 @@ from models.execution import Execution, Kernel, Layers, Precision, Remat
 from models.layers import initialize
 from models.transformer import Decoder, rules_for
 from parallel.distributed import is_lead
-from parallel.hardware import chip
 from parallel.mesh import MeshShape
 from parallel.sharding import abstract, born_sharded
 
@@ -268,19 +267,17 @@ def train(
                 due = time.monotonic() - saved > placement.checkpoint_seconds and jax.process_count() == 1
                 if placement.checkpoint_steps:
                     due = step - saved_step >= placement.checkpoint_steps
-                stopping = stop()
-                if step % window == 0 and step < run.steps and (due or stopping):
+                stopping, finished = stop(), step == run.steps
+                if finished or (step % window == 0 and (due or stopping)):
                     log.add(*pending)  # a state is saved only after its loss was seen to be finite
                     pending = None
                     with jax.transfer_guard("allow"):
                         checkpoints.save(step, state, metadata={"run": run.identity})
                     saved, saved_step = time.monotonic(), step
-                    if stopping:
+                    if stopping and not finished:
                         raise Stopped(f"run {run.identity} stopped at step {step} of {run.steps}")
                 speed = (step - before) * run.batch_tokens / (time.monotonic() - began)
                 report({"step": step, "steps": run.steps, "loss": log.last_loss, "tokens_per_second": speed})
-            if pending:
-                log.add(*pending)
 
         # Result.
         result = evaluate(state.model, run, prepared, mesh, execution)
@@ -467,9 +464,3 @@ def evaluate(
         "loss_se": float(error),
         "bits_per_byte": float(sums.sum() / math.log(2) / max(octets, 1)),
     }
-
-
-def utilization(run: Run, tokens_per_second: float, devices: list[jax.Device]) -> float | None:
-    """Model FLOP/s as a share of the devices' peak in bfloat16; None where the peak is not known."""
-    sheet = chip(devices[0])
-    return sheet and run.cost.flops_per_token * tokens_per_second / (sheet.bf16_flops * len(devices))
