@@ -29,7 +29,7 @@ class Part(Protocol):
         """Parameters and FLOPs per token on rows of `length` tokens."""
 
 
-class Placement(Enum):
+class NormPlacement(Enum):
     """Norm before each part with an untouched residual stream (pre), or after each sum (post, Vaswani et al. 2017)."""
 
     PRE = "pre"
@@ -58,7 +58,7 @@ class Block:
     mixer: Attention
     feedforward: MLP
     norm: Norm = Norm.RMS
-    placement: Placement = Placement.PRE
+    placement: NormPlacement = NormPlacement.PRE
     dropout: float = 0.0
 
     def cost(self, width: int, length: int) -> Cost:
@@ -162,7 +162,7 @@ class Architecture:
     def final_norm(self) -> Norm | None:
         """The norm before the head: that of the last block where norms come first, none where they come after."""
         last = self.stack.pattern[-1]
-        return last.norm if last.placement is Placement.PRE else None
+        return last.norm if last.placement is NormPlacement.PRE else None
 
     def cost(self, length: int) -> Cost:
         """Parameters, and FLOPs per token on rows of `length` tokens."""

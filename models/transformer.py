@@ -6,7 +6,7 @@ from flax import nnx
 from jax.sharding import Mesh, reshard
 from jaxtyping import Array, Float, Int, Key
 
-from models.config import Architecture, Block, Placement, Stack, Tying
+from models.config import Architecture, Block, NormPlacement, Stack, Tying
 from models.execution import Execution, Layers
 from models.layers import Normalize, Role, dropout, parameter, repeated, soft_cap, use
 from models.positions import Positions, sinusoidal
@@ -38,7 +38,7 @@ class ResidualBlock(nnx.Module):
         return self._branch(x, self.feedforward_norm, self.feedforward, keys[2])
 
     def _branch(self, x, norm, part, key):
-        if self.config.placement is Placement.PRE:
+        if self.config.placement is NormPlacement.PRE:
             return x + dropout(part(norm(x)), self.config.dropout, key)
         return norm(x + dropout(part(x), self.config.dropout, key))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.attention import Attention
-from models.config import Architecture, Block, Embedding, Head, Placement, Stack, Tying
+from models.config import Architecture, Block, Embedding, Head, NormPlacement, Stack, Tying
 from models.feedforward import MLP, Activation, Form
 from models.layers import Norm
 from models.positions import Positions
@@ -101,7 +101,7 @@ def _architecture(
     head_dim: int | None = None,
     hidden: int | None = None,
     norm: Norm = Norm.RMS,
-    placement: Placement = Placement.PRE,
+    placement: NormPlacement = NormPlacement.PRE,
     positions: Positions = Positions.ROTARY,
     rotary_base: float = 10_000.0,
     qk_norm: Norm | None = None,

@@ -6,7 +6,7 @@ import numpy as np
 
 from models import zoo
 from models.attention import Attention
-from models.config import Architecture, Block, Head, Placement, Stack, Tying
+from models.config import Architecture, Block, Head, NormPlacement, Stack, Tying
 from models.execution import Execution
 from models.feedforward import MLP, Activation, Form
 from models.layers import Norm, initialize
@@ -38,11 +38,11 @@ ARCHITECTURES = {
     "llama": zoo.llama(**SIZES, kv_heads=2),
     "decoder": zoo.decoder(**SIZES, qk_norm=Norm.RMS, logit_cap=3.0, std=0.1),
     "alibi": zoo.decoder(
-        **(SIZES | dict(heads=6)), positions=Positions.ALIBI, placement=Placement.POST, norm=Norm.LAYER,
+        **(SIZES | dict(heads=6)), positions=Positions.ALIBI, placement=NormPlacement.POST, norm=Norm.LAYER,
         activation=Activation.RELU, score_cap=2.0, head_dim=6,
     ),
     "sinusoidal": zoo.decoder(
-        **SIZES, positions=Positions.SINUSOIDAL, placement=Placement.POST, kv_heads=1, biases=True, form=Form.GATED,
+        **SIZES, positions=Positions.SINUSOIDAL, placement=NormPlacement.POST, kv_heads=1, biases=True, form=Form.GATED,
         activation=Activation.GELU_EXACT, hidden=40,
     ),
     "none": zoo.decoder(**SIZES, positions=Positions.NONE, qk_norm=Norm.LAYER, window=7, tying=Tying.UNTIED),

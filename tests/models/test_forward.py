@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from model_cases import ARCHITECTURES, filled
 
-from models.config import Placement, Tying
+from models.config import NormPlacement, Tying
 from models.feedforward import Activation, Form
 from models.layers import Norm
 from models.positions import Positions
@@ -108,7 +108,7 @@ def embedded(model, tokens, places):
 def branch(x, block, norm, layer, function, module):
     """One residual branch, its norm before or after."""
     normal = lambda y: np.stack([layer_norm(row, norm, layer) for row in y])  # noqa: E731
-    if block.config.placement is Placement.PRE:
+    if block.config.placement is NormPlacement.PRE:
         return x + function(normal(x), module, layer)
     return normal(x + function(x, module, layer))
 
