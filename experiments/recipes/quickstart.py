@@ -40,6 +40,7 @@ SHAPES = ((16, 2), (24, 2), (32, 2), (40, 2), (48, 2), (56, 2), (64, 3), (80, 3)
 # Budgets in training FLOPs, and the first and last shape to spend each on: the optimum lies between.
 BUDGETS = {5e10: (0, 4), 1e11: (0, 4), 2e11: (1, 5), 4e11: (1, 5)}
 HELD_OUT_FACTOR = 4  # times the largest budget
+KAPLAN = {"kaplan-n": "Kaplan's L(N)", "kaplan-d": "Kaplan's L(D)", "kaplan-c": "Kaplan's L(C)"}
 RATE = RateRule()  # tuned on these budgets, see experiments/EXPERIMENTS.md
 
 
@@ -157,11 +158,11 @@ def _corpus(prepared: Prepared) -> list[str]:
 
 
 def _laws(study: Study) -> list[str]:
-    lines = []
+    lines = ["     N_opt ~ C^a, D_opt ~ C^b, with 95 % intervals"]
     for approach, (a, b) in study.exponents().items():
-        lines.append(f"     {approach.value:<25} N_opt ~ C^{_interval(a, 2)}, D_opt ~ C^{_interval(b, 2)}")
+        lines.append(f"     {approach.value:<21} a {_interval(a, 2)}   b {_interval(b, 2)}")
     for law in study.kaplan.values():
-        lines.append(f"     {law.law.name:<25} exponent {_interval(law.alpha, 3)}")
+        lines.append(f"     {KAPLAN[law.law.name]:<21} exponent {_interval(law.alpha, 3)}")
     return lines
 
 
