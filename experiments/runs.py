@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,18 +237,18 @@ def curves(cells: list[Cell], root: Path, *, ratio: float = 1.15) -> list[dict[s
             continue
         cost = cell.run.cost
         windows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-        before, total, count = 0, 0.0, 0
-        for number, window in enumerate(windows):
-            steps = window["step"] - (windows[number - 1]["step"] if number else 0)
-            total, count = total + steps * window["loss"], count + steps
-            if window["step"] < ratio * before and number + 1 < len(windows):
-                continue
-            tokens = window["step"] * cell.run.batch_tokens
+        points, before = {}, 0  # by how many ratios before the end: step, sum of losses, steps
+        for window in windows:
+            number = int(math.log(cell.run.steps / window["step"]) / math.log(ratio))
+            _, total, count = points.get(number, (0, 0.0, 0))
+            steps, before = window["step"] - before, window["step"]
+            points[number] = (window["step"], total + steps * window["loss"], count + steps)
+        for step, total, count in points.values():
+            tokens = step * cell.run.batch_tokens
             rows.append(
                 {"run": cell.run.identity, "params": cost.params, "tokens": tokens, "flops": cost.flops(tokens)}
                 | {"params_nonembedding": cost.params_nonembedding, "loss": total / count}
             )
-            before, total, count = window["step"], 0.0, 0
     return rows
 
 

@@ -127,7 +127,11 @@ def _from_curves(curves: pd.DataFrame, *, resamples: int, seed: int) -> Frontier
     params, span = np.array(params), np.array(span).reshape(-1, 2)
     if len(np.unique(params)) < 3:
         raise ValueError(f"approach 1 needs curves of three sizes and found {len(np.unique(params))}")
-    grid = np.linspace(np.log(span[:, 0].min()), np.log(span[:, 1].max()), _GRID)
+    # From where the first run ended: before, every run is far from the end of its learning-rate decay, and the best of
+    # them is the one with the luckiest rate. Where all runs end together there is nothing but the way there.
+    ends = span[:, 1]
+    first = ends.min() if ends.min() < ends.max() / 2 else span[:, 0].min()
+    grid = np.linspace(np.log(first), np.log(ends.max()), _GRID)
     outside = {"left": np.nan, "right": np.nan}
     loss = np.stack([np.interp(grid, flops, value, **outside) for flops, value, _ in tables])
     tokens = np.stack([np.interp(grid, flops, value, **outside) for flops, _, value in tables])
