@@ -309,7 +309,7 @@ def steps_per_call(run: Run, placement: Placement) -> int:
     """Steps in one call: as set, or about a second of work on a CPU, which hides what each call costs."""
     if placement.steps_per_call is not None:
         return max(1, placement.steps_per_call)
-    return int(np.clip(1e10 / (run.cost.flops_per_token * run.batch_tokens), 1, 64))
+    return int(np.clip(4e10 / (run.cost.flops_per_token * run.batch_tokens), 1, 64))
 
 
 def calls_of(first: int, steps: int, *, window: int, most: int) -> list[tuple[int, int]]:

@@ -180,7 +180,10 @@ def test_killed_parent_takes_its_workers_along(tmp_path):
 @pytest.mark.parametrize("manner", ["polite", "stubborn"])
 def test_ctrl_c(tmp_path, manner):
     """As a terminal does it: SIGINT to the whole process group."""
-    parent = run_program(LONG_JOBS, tmp_path, manner, start_new_session=True)
+
+    # Tests run in the background of a shell inherit that interrupts are ignored; a program in a terminal heeds them.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    parent = run_program(heed + textwrap.dedent(LONG_JOBS), tmp_path, manner, start_new_session=True)
     with parent:
         pids = [int(parent.stdout.readline()) for _ in range(2)]
         os.killpg(parent.pid, signal.SIGINT)
