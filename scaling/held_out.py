@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from scaling import runs
+from scaling.estimate import Estimate
 from scaling.study import Study
-from scaling.uncertainty import Estimate
 
 
 @dataclass(frozen=True)

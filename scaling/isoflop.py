@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from scaling import fit as fitting
-from scaling import laws, solver
+from scaling import laws, runs, solver
+from scaling.fitting import Kind, Objective, fit
 from scaling.powerlaw import PowerLaw, line
 from scaling.uncertainty import Bootstrap, small_sample
 
@@ -173,10 +173,10 @@ def loss_curve(
     """L_opt(C) through a few points: above a floor from four points on, without from three, None below."""
     if len(flops) < 3 or draws is None:
         return None
-    law = laws.power_with_floor("flops") if len(flops) > 3 else laws.power("flops")
+    law = laws.power.floored("flops") if len(flops) > 3 else laws.power.pure("flops")
     points = pd.DataFrame({"params": flops, "tokens": flops, "flops": flops, "loss": loss})
-    squares = fitting.Objective(fitting.Kind.LEAST_SQUARES)
-    best = fitting.fit_law(points, law, objective=squares)
+    squares = Objective(Kind.LEAST_SQUARES)
+    best = fit(runs.Table(points), law, objective=squares)
     solution = solver.minimise(
         law,
         best.columns,

@@ -3,36 +3,20 @@
 Hoffmann et al. 2022 (arXiv:2203.15556), section 3.3 and eq. 4, here with C = k N^g D in place of C = 6 N D.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from scaling.fit import Objective, fit_law
+from scaling import runs
+from scaling.estimate import Estimate
+from scaling.fitting import Objective, fit
 from scaling.laws import CHINCHILLA
 from scaling.powerlaw import Compute, compute
-from scaling.uncertainty import Bootstrap, Estimate, bootstrap
+from scaling.quantities import optimal_loss, optimal_params, optimal_tokens, params_exponent, tokens_exponent
+from scaling.uncertainty import Bootstrap, bootstrap
 
-
-def optimum(parameters: Mapping[str, np.ndarray], cost: Compute, flops: float):
-    """N and D that minimise the Chinchilla law at a budget.
-
-    Setting the derivative along C = k N^g D to zero gives N^(alpha + g beta) = (alpha A / (g beta B)) (C / k)^beta.
-
-    Args:
-        parameters: A, B, alpha, beta; arrays give an array of optima.
-        cost: what a token costs.
-        flops: the budget, in the FLOPs `cost` was read from.
-
-    Returns:
-        Parameters and tokens.
-    """
-    big_a, big_b, alpha, beta = (np.asarray(parameters[name]) for name in ("A", "B", "alpha", "beta"))
-    total = alpha + cost.g * beta
-    log_n = (np.log(alpha * big_a / (cost.g * beta * big_b)) + beta * np.log(flops / cost.k)) / total
-    params = np.exp(log_n)
-    return params, cost.tokens(flops, params)
+_AT_OPTIMUM = (optimal_params, optimal_tokens, optimal_loss)
 
 
 @dataclass(frozen=True)
@@ -49,39 +33,19 @@ class Parametric:
     cost: Compute
     noise: float
 
-    def _samples(self) -> dict[str, np.ndarray]:
-        return dict(zip(self.bootstrap.fit.law.names, self.bootstrap.samples.T, strict=True))
-
     @property
     def a(self) -> Estimate:
         """Exponent of N_opt in C, beta / (alpha + g beta)."""
-        exponent = lambda p: p["beta"] / (p["alpha"] + self.cost.g * p["beta"])  # noqa: E731
-        return self.bootstrap.of(exponent(self._samples()), exponent(self.bootstrap.fit.parameters))
+        return self.bootstrap.quantity(params_exponent(CHINCHILLA, self.cost))
 
     @property
     def b(self) -> Estimate:
         """Exponent of D_opt in C, alpha / (alpha + g beta)."""
-        exponent = lambda p: p["alpha"] / (p["alpha"] + self.cost.g * p["beta"])  # noqa: E731
-        return self.bootstrap.of(exponent(self._samples()), exponent(self.bootstrap.fit.parameters))
+        return self.bootstrap.quantity(tokens_exponent(CHINCHILLA, self.cost))
 
     def optimum(self, flops: float) -> tuple[Estimate, Estimate, Estimate]:
         """Parameters, tokens and expected loss at the optimum of a budget."""
-        samples = self._samples()
-        values = optimum(self.bootstrap.fit.parameters, self.cost, flops)
-        draws = optimum(samples, self.cost, flops)
-        law = self.bootstrap.fit.law
-        loss = law(dict(zip(law.columns, values, strict=True)), self.bootstrap.fit.parameters)
-        losses = law(dict(zip(law.columns, draws, strict=True)), samples)
-        return (
-            self._positive(draws[0], values[0]),
-            self._positive(draws[1], values[1]),
-            self.bootstrap.of(losses, float(loss)),
-        )
-
-    def _positive(self, draws: np.ndarray, value: float) -> Estimate:
-        """An interval in the logarithm, so that stretching it never crosses zero."""
-        log = self.bootstrap.of(np.log(draws), float(np.log(value)))
-        return Estimate(float(value), float(np.exp(log.low)), float(np.exp(log.high)))
+        return tuple(self.bootstrap.quantity(each(CHINCHILLA, self.cost, flops)) for each in _AT_OPTIMUM)
 
     def predict(self, params: float, tokens: float, *, loss_se: float = 0.0) -> Estimate:
         """The interval for the measured loss of one new run."""
@@ -111,6 +75,6 @@ def parametric(
     Raises:
         ValueError: too few runs, or a table that does not determine the law.
     """
-    best = fit_law(frame, CHINCHILLA, objective=objective)
+    best = fit(runs.Table(frame), CHINCHILLA, objective=objective)
     cost = compute(*(frame[name].to_numpy(np.float64) for name in ("params", "tokens", "flops")))
     return Parametric(bootstrap(best, resamples=resamples, seed=seed), cost, max(noise, best.sigma))

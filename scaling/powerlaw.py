@@ -6,7 +6,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float
 
-from scaling.uncertainty import Estimate, percentile
+from scaling.estimate import Estimate, percentile
 
 
 @dataclass(frozen=True)

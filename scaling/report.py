@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from scaling import published
+from scaling.estimate import Estimate
 from scaling.figures import DARK, FIGURES, LIGHT, power_of_ten, render, short
 from scaling.held_out import HeldOut, as_held_out
 from scaling.study import Approach, Study
-from scaling.uncertainty import Estimate
 
 _CAPTIONS = {
     "loss_against_compute": (

@@ -6,7 +6,8 @@ A table comes from anywhere: CSV, JSONL or Parquet, with columns of any name (`r
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, where: s
 
     Args:
         path: a .csv, .jsonl / .ndjson, or .parquet file (.csv and .jsonl also compressed: .gz, .xz, .zst).
-        columns: our name -> the name in the file, for tables that use other names, `{"params": "Model Size"}`.
+        columns: our name -> the name in the file, for tables that use other names, `{"params": "Model Size"}`, or an
+            expression of its columns, `{"params": "billions * 1e9"}`.
         where: keeps the rows for which this holds, a pandas query on the names in the file or ours, `"loss < 3"`.
 
     Returns:
@@ -134,13 +136,68 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, where: s
         raise ValueError(f"{path}: not a readable {kind[1:]} table ({str(error).splitlines()[0]})") from None
     if frame.empty:
         raise ValueError(f"{path}: the table has no rows")
-    for ours, theirs in (columns or {}).items():
-        _ask_for(frame, theirs, what=f"{path}: no column {theirs!r} (asked for as {ours})")
-        if ours != theirs:
-            frame = frame.drop(columns=ours, errors="ignore").assign(**{ours: frame[theirs]})
+    return view(frame, columns=columns, where=where, name=str(path))
+
+
+def view(
+    frame: pd.DataFrame, *, columns: Mapping[str, str] | None = None, where: str | None = None, name: str = "the table"
+) -> pd.DataFrame:
+    """A table with columns renamed and rows selected, as `read` does; `name` is what messages call it."""
+    named = {ours: _column(frame, ours, theirs, name) for ours, theirs in (columns or {}).items() if ours != theirs}
+    frame = frame.assign(**named)
     if where:
-        frame = _select(frame, where, path)
+        frame = _select(frame, where, name)
     return frame.reset_index(drop=True)
+
+
+def _column(frame: pd.DataFrame, ours: str, theirs: str, name: str) -> pd.Series:
+    if theirs in frame:
+        return frame[theirs]
+    if re.search(r"[-+*/()]", theirs):
+        try:
+            return frame.eval(theirs, engine="python", local_dict={}, global_dict={})
+        except Exception:
+            raise ValueError(
+                f"{name}: {theirs!r} (asked for as {ours}) is neither a column nor an expression of columns"
+                + nearest(theirs, map(str, frame.columns))
+            ) from None
+    _ask_for(frame, theirs, what=f"{name}: no column {theirs!r} (asked for as {ours})")
+
+
+Source = str | os.PathLike | pd.DataFrame | Table
+"""Where runs may come from: a file, a table in memory, or one that is checked already."""
+
+
+def load(
+    source: Source,
+    *,
+    columns: Mapping[str, str] | None = None,
+    where: str | None = None,
+    convention: Convention | None = None,
+    needs: Sequence[str] = ("params", "tokens", "flops", "loss"),
+    minimum: int = 3,
+) -> Table:
+    """A checked table of the runs to fit, wherever they are; held-out rows and unusable ones are left out.
+
+    Args:
+        source: a path, a frame, or a `Table`, which is returned as it is.
+        columns: as for `read`.
+        where: as for `read`.
+        convention: as for `check`.
+        needs: as for `check`.
+        minimum: as for `check`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as for `read` and `check`.
+    """
+    if isinstance(source, Table):
+        return source
+    if isinstance(source, pd.DataFrame):
+        frame = view(source, columns=columns, where=where)
+    else:
+        frame = read(source, columns=columns, where=where)
+    return check(split(frame)[0], convention=convention, needs=needs, minimum=minimum)
 
 
 def _ask_for(frame: pd.DataFrame, name: str, *, what: str) -> None:
@@ -148,50 +205,77 @@ def _ask_for(frame: pd.DataFrame, name: str, *, what: str) -> None:
         raise ValueError(what + nearest(name, [str(column) for column in frame.columns]))
 
 
-def _select(frame: pd.DataFrame, where: str, path: Path) -> pd.DataFrame:
+def _select(frame: pd.DataFrame, where: str, table: str) -> pd.DataFrame:
     try:
         kept = frame.query(where, engine="python", local_dict={}, global_dict={})
     except pd.errors.UndefinedVariableError as error:
         name = str(error).split("'")[1]
-        raise ValueError(f"{path}: no column {name!r} in {where!r}" + nearest(name, map(str, frame.columns))) from None
+        raise ValueError(f"{table}: no column {name!r} in {where!r}" + nearest(name, map(str, frame.columns))) from None
     except Exception as error:
         raise ValueError(f"cannot read the row filter {where!r} ({str(error).splitlines()[0]})") from None
     if not isinstance(kept, pd.DataFrame):
         raise ValueError(f"the row filter {where!r} does not select rows; write a comparison such as 'loss < 3'")
     if kept.empty:
-        raise ValueError(f"{path}: no row of {len(frame)} satisfies {where!r}")
+        raise ValueError(f"{table}: no row of {len(frame)} satisfies {where!r}")
     return kept
 
 
-def check(frame: pd.DataFrame, *, convention: Convention | None = None, minimum: int = 3) -> Table:
+def check(
+    frame: pd.DataFrame,
+    *,
+    convention: Convention | None = None,
+    needs: Sequence[str] = ("params", "tokens", "flops", "loss"),
+    minimum: int = 3,
+) -> Table:
     """Make a table fit to be fitted: derive what is missing, drop what is not a finished run, say both.
 
     Args:
         frame: a table as `read` returns it.
         convention: which columns are N and C; they must exist, except `flops`, `tokens` and their 6ND forms, which
             are derived from each other.
+        needs: columns that must be there and positive in every row kept, under our names.
         minimum: fewer usable rows than this is an error.
 
     Returns:
         The usable rows and notes.
 
     Raises:
-        ValueError: a needed column is missing or holds no numbers, or too few rows remain.
+        ValueError: a needed column is missing, holds no numbers or mixed units, or too few rows remain.
     """
     convention = convention or Convention()
-    frame, notes = frame.copy(), []
-    for name in dict.fromkeys(("params", "loss")):
-        if not (name == "params" and convention.params != "params" and "params" not in frame):
+    frame, notes, needs = frame.copy(), [], list(dict.fromkeys(needs))
+    for name in needs:
+        if name not in ("params", "tokens", "flops"):
             _ask_for(frame, name, what=f"the table has no column {name!r}")
+    for name in dict.fromkeys((*_POSITIVE, *needs, convention.params, convention.flops)):
+        if name in frame:
+            frame[name] = _numbers(frame, name)
+    sizes = {"params", "tokens", "flops"} & set(needs)
+    if sizes:
+        notes += _derive(frame, convention, sizes)
+        needs += [name for name in (convention.params, convention.flops) if name in frame]
+    frame, dropped = _drop(frame, sorted(set(needs)))
+    notes += dropped
+    if len(frame) < minimum:
+        why = f" ({' '.join(dropped)})" if dropped else ""
+        raise ValueError(f"{len(frame)} usable runs, at least {minimum} are needed{why}")
+    _units(frame)
+    return Table(frame=frame.reset_index(drop=True), notes=tuple(notes))
+
+
+def _derive(frame: pd.DataFrame, convention: Convention, sizes: set[str]) -> list[str]:
+    """Adds to the frame what of N, D and C follows from the rest."""
+    notes = []
+    if "params" not in frame and (convention.params == "params" or convention.params not in frame):
+        name = convention.params if convention.params != "params" else "params"
+        _ask_for(frame, name, what=f"the table has no column {name!r}")
     if "params" not in frame:
-        _ask_for(frame, convention.params, what=f"the table has no column {convention.params!r}")
         frame["params"] = frame[convention.params]
         notes.append(f"params: not in the table; {convention.params} taken for it.")
     if "tokens" not in frame and "flops" not in frame:
+        if sizes == {"params"}:
+            return notes
         raise ValueError("the table has neither 'tokens' nor 'flops'" + nearest("tokens", map(str, frame.columns)))
-    for name in _POSITIVE:
-        if name in frame:
-            frame[name] = _numbers(frame, name)
     if "tokens" not in frame:
         frame["tokens"] = frame["flops"] / (6 * frame["params"])
         notes.append("tokens: not in the table; derived as flops / (6 x params).")
@@ -203,13 +287,7 @@ def check(frame: pd.DataFrame, *, convention: Convention | None = None, minimum:
         frame["flops_kaplan"] = 6 * frame["params_nonembedding"] * frame["tokens"]
     for name in (convention.params, convention.flops):
         _ask_for(frame, name, what=f"the table has no column {name!r} (asked for by the convention {convention})")
-        frame[name] = _numbers(frame, name)
-    frame, dropped = _drop(frame, sorted({"params", "tokens", "flops", "loss", convention.params, convention.flops}))
-    notes += dropped
-    if len(frame) < minimum:
-        why = f" ({' '.join(dropped)})" if dropped else ""
-        raise ValueError(f"{len(frame)} usable runs, at least {minimum} are needed{why}")
-    return Table(frame=frame.reset_index(drop=True), notes=tuple(notes))
+    return notes
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> pd.Series:
@@ -217,6 +295,48 @@ def _numbers(frame: pd.DataFrame, name: str) -> pd.Series:
     if values.isna().all() and len(frame):
         raise ValueError(f"column {name!r} holds no numbers (first value {frame[name].iloc[0]!r})")
     return values
+
+
+_COUNTS = ("params", "params_nonembedding", "params_active", "tokens", "unique_tokens")
+_GAP = 1e5  # no ladder jumps so far from one size to the next; thousands, millions and billions side by side do
+_SMALLEST = 100  # counts below are taken for millions or billions
+
+
+def _units(frame: pd.DataFrame) -> None:
+    """Refuses counts that are in thousands, millions or billions, in whole columns or in some rows.
+
+    Raises:
+        ValueError: naming the column, the values, and what to write instead.
+    """
+    for name in _COUNTS:
+        if name not in frame:
+            continue
+        values = np.unique(frame[name].to_numpy(np.float64))
+        values = values[np.isfinite(values) & (values > 0)]
+        if not len(values):
+            continue
+        ratio = values[1:] / values[:-1]
+        if len(ratio) and ratio.max() > _GAP:
+            below = int(np.argmax(ratio))
+            raise ValueError(
+                f"column {name!r} mixes units: it holds {values[below]:g} and, next above, {values[below + 1]:g}; "
+                "write every row as a count of ones"
+            )
+        if values[-1] < _SMALLEST:
+            raise ValueError(
+                f"column {name!r} holds no counts of ones, its largest value is {values[-1]:g}; if these are billions, "
+                f"map it by an expression, such as --{name} '{name} * 1e9'"
+            )
+    if {"params", "tokens", "flops"} <= set(frame):
+        ratio = (frame["flops"] / (6 * frame["params"] * frame["tokens"])).to_numpy(np.float64)
+        off = np.flatnonzero((ratio > 1e3) | (ratio < 1e-3))
+        if len(off):
+            row = frame.iloc[off[0]]
+            raise ValueError(
+                f"flops is {ratio[off[0]]:.1g} times 6 x params x tokens in {len(off)} of {len(frame)} rows (first: "
+                f"params {row['params']:g}, tokens {row['tokens']:g}, flops {row['flops']:g}); one of the three is in "
+                "other units, or its column is another quantity"
+            )
 
 
 def _drop(frame: pd.DataFrame, names: list[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -235,8 +355,9 @@ def _drop(frame: pd.DataFrame, names: list[str]) -> tuple[pd.DataFrame, list[str
     for name in names:
         frame = drop(frame, ~np.isfinite(frame[name]), f"{name} is missing or not finite")
         frame = drop(frame, frame[name] <= 0, f"{name} is not positive")
-    hashable = frame.astype(str)
-    frame = drop(frame, hashable.duplicated(), "the same row again")
+    odd = [name for name in frame if frame[name].dtype == object]  # lists and mappings have no hash
+    same = frame.assign(**{name: frame[name].astype(str) for name in odd}).duplicated()
+    frame = drop(frame, same, "the same row again")
     return frame, notes
 
 

@@ -13,12 +13,12 @@ import pandas as pd
 
 from scaling import laws, runs
 from scaling.diagnostics import Diagnostic, Severity, diagnose
-from scaling.fit import Objective, fit_law
+from scaling.estimate import Estimate
+from scaling.fitting import Objective, fit
 from scaling.frontier import Frontier, frontier, lower_envelope
 from scaling.isoflop import IsoFLOP, group_budgets, isoflop
 from scaling.parametric import Parametric, parametric
 from scaling.powerlaw import Compute, PowerLaw, compute, line
-from scaling.uncertainty import Estimate
 
 
 class Approach(Enum):
@@ -362,7 +362,7 @@ def _backtest(view: pd.DataFrame, objective: Objective) -> Backtest | None:
     fitted, left = view.drop(index=view.index[largest]), view.iloc[largest]
     if len(fitted) < 2 * len(laws.CHINCHILLA.parameters):
         return None
-    law = fit_law(fitted, laws.CHINCHILLA, objective=objective)
+    law = fit(runs.Table(fitted), laws.CHINCHILLA, objective=objective)
     error = np.log(left["loss"] / law.predict({name: left[name].to_numpy() for name in law.law.columns}))
     return Backtest(
         fitted=len(fitted),

@@ -9,32 +9,9 @@ import scipy.special
 from jaxtyping import Float
 
 from scaling import solver
-from scaling.fit import Fit
-
-LEVEL = 0.95
-"""Probability that the intervals of this package claim, unless said otherwise."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and the interval it lies in.
-
-    Attributes:
-        value: the point estimate.
-        low: lower end.
-        high: upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __contains__(self, other: float) -> bool:
-        return bool(self.low <= other <= self.high)
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain numbers, for JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+from scaling.estimate import LEVEL, Estimate, percentile
+from scaling.fitting import Fit
+from scaling.quantities import Quantity
 
 
 class Resampling(Enum):
@@ -44,14 +21,6 @@ class Resampling(Enum):
     """Whole runs, with replacement: assumes nothing of the residuals, needs many runs."""
     RESIDUAL = "residual"
     """Residuals, put back on the fitted losses: keeps the design, right for few designed runs."""
-
-
-def percentile(samples: Float[np.ndarray, "resamples *rest"], value, *, spread: float = 1.0, level: float = LEVEL):
-    """Percentile interval of bootstrap samples, its distance from the median stretched by `spread`."""
-    tail = (1 - level) / 2
-    low, middle, high = np.nanquantile(samples, [tail, 0.5, 1 - tail], axis=0)
-    low, high = middle - spread * (middle - low), middle + spread * (high - middle)
-    return np.minimum(low, value), np.maximum(high, value)
 
 
 @dataclass(frozen=True)
@@ -89,6 +58,15 @@ class Bootstrap:
         """Of any quantity computed from each row of `samples`, `value` being the same from the fit."""
         low, high = percentile(samples, value, spread=self.spread, level=self.level)
         return Estimate(float(value), float(low), float(high))
+
+    def quantity(self, quantity: Quantity) -> Estimate:
+        """Of what the parameters determine; in the logarithm where it is positive, so that no interval crosses zero."""
+        value = float(quantity(self.fit.parameters))
+        draws = quantity(dict(zip(self.fit.law.names, self.samples.T, strict=True)))
+        if not quantity.positive:
+            return self.of(draws, value)
+        log = self.of(np.log(draws), np.log(value))
+        return Estimate(value, float(np.exp(log.low)), float(np.exp(log.high)))
 
     def draws(self, columns: Mapping[str, Float[np.ndarray, "*points"]]) -> Float[np.ndarray, "resamples *points"]:
         """Loss predicted by every resample at some columns."""

@@ -13,7 +13,7 @@ import tyro
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaling.fit import Fit
+    from scaling.fitting import Fit
     from scaling.held_out import HeldOut
     from scaling.study import Study
     from scaling.uncertainty import Bootstrap
@@ -89,24 +89,23 @@ class Command(TableOptions):
 
     def __call__(self) -> int:
         """Fit and print."""
-        from scaling import laws, runs
-        from scaling.fit import Objective, fit_law
+        from scaling import laws
+        from scaling.fitting import Objective, fit
         from scaling.uncertainty import bootstrap
 
         law = laws.get(self.law)
-        checked = runs.check(runs.split(self.read())[0])
         objective = Objective(delta=self.delta) if self.delta else None
-        fit = fit_law(checked.frame, law, objective=objective)
+        found = fit(self.read(), law, objective=objective)
         try:
-            boot = bootstrap(fit, resamples=self.resamples, seed=self.seed)
+            boot = bootstrap(found, resamples=self.resamples, seed=self.seed)
         except ValueError as error:
-            if not fit.warnings:
+            if not found.warnings:
                 raise
-            boot, fit = None, replace(fit, warnings=(*fit.warnings, f"no intervals: {error}"))
+            boot, found = None, replace(found, warnings=(*found.warnings, f"no intervals: {error}"))
         if self.json:
-            print_json(fit, boot, checked.notes, columns={name: getattr(self, name) for name in law.columns})
+            print_json(found, boot, found.notes, columns={name: getattr(self, name, name) for name in law.columns})
         else:
-            print_table(fit, boot, checked.notes)
+            print_table(found, boot, found.notes)
         return 0
 
 

@@ -114,11 +114,34 @@ def test_unusable_rows_are_dropped_with_a_note_each():
         (lambda t: t.assign(loss=np.nan), "column 'loss' holds no numbers"),
         (lambda t: t.assign(loss="high"), "column 'loss' holds no numbers"),
         (lambda t: t.assign(status="failed"), "0 usable runs.*failed"),
+        (
+            lambda t: t.assign(params=np.where(t.index < 3, 7.0, 7e9), flops=np.nan).drop(columns="flops"),
+            "'params' mixes units: it holds 7 and, next above, 7e\\+09",
+        ),
+        (lambda t: t.assign(params=t["params"] / 1e9), "'params' holds no counts of ones.*params \\* 1e9"),
+        (lambda t: t.assign(tokens=t["tokens"] / 1e4), "flops is 1e\\+04 times 6 x params x tokens in 25 of 25 rows"),
     ],
 )
 def test_a_table_that_cannot_be_fitted_says_why(change, message):
     with pytest.raises(ValueError, match=message):
         runs.check(change(isoflop_table()))
+
+
+def test_columns_are_mapped_by_expressions_too(tmp_path):
+    table = isoflop_table(held_out=False)
+    path = runs.write(table.assign(params=table["params"] / 1e9), tmp_path / "runs.csv")
+    read = runs.read(path, columns={"params": "params * 1e9", "tokens": "flops / (6 * params * 1e9)"})
+    np.testing.assert_allclose(read["params"], table["params"])
+    np.testing.assert_allclose(read["tokens"], table["flops"] / (6 * table["params"]))
+    with pytest.raises(ValueError, match=r"'parms \* 2' .* neither a column nor an expression"):
+        runs.read(path, columns={"params": "parms * 2"})
+
+
+def test_a_table_of_a_million_rows_is_checked(tmp_path):
+    generator = np.random.default_rng(0)
+    params, tokens = (10 ** generator.uniform(6, 9, 1_000_000) for _ in range(2))
+    frame = pd.DataFrame({"params": params, "tokens": tokens, "loss": 3 + generator.random(1_000_000)})
+    assert len(runs.check(frame).frame) == 1_000_000
 
 
 def test_conventions_name_their_columns():

@@ -7,13 +7,14 @@ import pytest
 from tables import BUDGETS, HELD_OUT, TRUTH, curves_of, flops_per_token, isoflop_table, loss
 
 from scaling import published, runs
+from scaling.estimate import Estimate
 from scaling.frontier import check_curves, frontier, lower_envelope
 from scaling.held_out import HeldOut, as_held_out, predict_held_out
 from scaling.isoflop import group_budgets, isoflop
-from scaling.parametric import optimum
+from scaling.laws import CHINCHILLA
 from scaling.powerlaw import Compute, compute, line
+from scaling.quantities import optimum
 from scaling.study import Approach, study
-from scaling.uncertainty import Estimate
 
 TABLE = isoflop_table()
 
@@ -38,7 +39,7 @@ def true_exponent():
 
 def test_the_closed_form_is_the_minimum():
     cost = Compute(10.0, 0.974, 0.0)
-    params, tokens = optimum(TRUTH, cost, HELD_OUT)
+    params, tokens, _ = optimum(CHINCHILLA, TRUTH, cost, HELD_OUT)
     searched = best_by_search(HELD_OUT)
     assert params == pytest.approx(searched[0], rel=1e-3)
     assert tokens == pytest.approx(searched[1], rel=1e-3)
@@ -222,10 +223,10 @@ def test_tables_no_approach_can_use_are_refused():
 
 def test_published_constants_give_the_papers_own_figures():
     a = {each.name: each for each in published.ALLOCATIONS}
-    params, tokens = optimum(published.law("Besiroglu").parameters, published.SIX_ND, 5.76e23)
+    params, tokens, _ = optimum(CHINCHILLA, published.law("Besiroglu").parameters, published.SIX_ND, 5.76e23)
     assert params == pytest.approx(70e9, rel=0.1)
     assert tokens == pytest.approx(1.4e12, rel=0.1)
-    ends = [optimum(published.law("Hoffmann").parameters, published.SIX_ND, c)[0] for c in (1e20, 1e24)]
+    ends = [optimum(CHINCHILLA, published.law("Hoffmann").parameters, published.SIX_ND, c)[0] for c in (1e20, 1e24)]
     assert np.log(ends[1] / ends[0]) / np.log(1e4) == pytest.approx(a["Hoffmann, approach 3"].a, abs=0.01)
     # Kaplan et al., section 6.2: 1 / alpha_C = 1 / 0.76 + 1 / 0.21 + 1 / alpha_N, and N grows as C^(alpha_C / alpha_N);
     # their own theory stays a little below the 0.73 they measured.

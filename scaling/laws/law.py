@@ -1,7 +1,6 @@
-"""Laws: functional forms of loss against parameters, data and compute, each a small value.
+"""What a law is: a function of columns and parameters, with a description of its parameters.
 
-A law is a function of columns and parameters and a description of its parameters; the fitter needs nothing else, so
-a law of your own is made the same way:
+The fitter needs nothing else, so a law of your own is made as those of this package are:
 
     mine = Law(
         name="mine",
@@ -17,7 +16,6 @@ Formulas are written with operators, or with `jax.numpy` where operators do not 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 
 import numpy as np
 from jaxtyping import Float
@@ -64,11 +62,12 @@ class Law:
 
     Attributes:
         name: the name `get` finds it by.
-        formula: columns and parameters, by name -> predicted loss, nats per token.
+        formula: columns and parameters, by name -> the predicted target; for losses nats per token.
         columns: the columns it reads.
         parameters: what is fitted.
         source: paper and equation.
         text: the formula for people.
+        target: the column it predicts.
     """
 
     name: str
@@ -77,6 +76,7 @@ class Law:
     parameters: tuple[Parameter, ...]
     source: str
     text: str = ""
+    target: str = "loss"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class Law:
     def __call__(
         self, columns: Mapping[str, Float[np.ndarray, "*rows"]], parameters: Mapping[str, float]
     ) -> Float[np.ndarray, "*rows"]:
-        """Predicted loss, nats per token, in float64.
+        """The predicted target (loss in nats per token) in float64.
 
         Args:
             columns: at least the columns the law reads.
@@ -131,100 +131,3 @@ def exponent(name: str, *, starts: tuple[float, ...] = _EXPONENTS, meaning: str 
 def characteristic(name: str, *, unit: str, meaning: str = "") -> Parameter:
     """Kaplan's N_c, D_c, C_c: a scale in units of a column, where the power law would reach a loss of 1 nat."""
     return Parameter(name, low=1e-30, high=1e60, scale=Scale.LOG, starts=(1e2, 1e8), unit=unit, meaning=meaning)
-
-
-@cache
-def power(column: str) -> Law:
-    """L = A x^-alpha: a power law without floor, on any column."""
-    return Law(
-        name=f"power-{column}",
-        formula=lambda A, alpha, **x: A * x[column] ** -alpha,
-        columns=(column,),
-        parameters=(coefficient("A"), exponent("alpha")),
-        source="Hestness et al. 2017, arXiv:1712.00409, section 2",
-        text=f"L = A · {column}^-α",
-    )
-
-
-@cache
-def power_with_floor(column: str) -> Law:
-    """L = E + A x^-alpha: a power law above an irreducible loss, on any column."""
-    return Law(
-        name=f"floor-{column}",
-        formula=lambda E, A, alpha, **x: E + A * x[column] ** -alpha,
-        columns=(column,),
-        parameters=(offset(), coefficient("A"), exponent("alpha")),
-        source="Henighan et al. 2020, arXiv:2010.14701, eq. 1.1",
-        text=f"L = E + A · {column}^-α",
-    )
-
-
-def _kaplan(name: str, column: str, symbol: str, equation: str) -> Law:
-    scale, power_name = f"{symbol}_c", f"alpha_{symbol}"
-    return Law(
-        name=name,
-        formula=lambda **x: (x[scale] / x[column]) ** x[power_name],
-        columns=(column,),
-        parameters=(characteristic(scale, unit=column), exponent(power_name, starts=(0.05, 0.2))),
-        source=f"Kaplan et al. 2020, arXiv:2001.08361, eq. {equation}",
-        text=f"L = ({symbol}_c / {column})^α_{symbol}",
-    )
-
-
-KAPLAN_N = _kaplan("kaplan-n", "params", "N", "1.1")
-KAPLAN_D = _kaplan("kaplan-d", "tokens", "D", "1.2")
-KAPLAN_C = _kaplan("kaplan-c", "flops", "C", "1.3")
-KAPLAN_ND = Law(
-    name="kaplan-nd",
-    formula=lambda params, tokens, N_c, D_c, alpha_N, alpha_D: (
-        ((N_c / params) ** (alpha_N / alpha_D) + D_c / tokens) ** alpha_D
-    ),
-    columns=("params", "tokens"),
-    parameters=(
-        characteristic("N_c", unit="params"),
-        characteristic("D_c", unit="tokens"),
-        Parameter("alpha_N", low=1e-4, high=3.0, starts=(0.05, 0.2)),
-        Parameter("alpha_D", low=1e-4, high=3.0, starts=(0.05, 0.2)),
-    ),
-    source="Kaplan et al. 2020, arXiv:2001.08361, eq. 1.5",
-    text="L = [(N_c / N)^(α_N/α_D) + D_c / D]^α_D",
-)
-CHINCHILLA = Law(
-    name="chinchilla",
-    formula=lambda params, tokens, E, A, B, alpha, beta: E + A * params**-alpha + B * tokens**-beta,
-    columns=("params", "tokens"),
-    parameters=(
-        offset(),
-        coefficient("A", meaning="weight of the parameter term"),
-        coefficient("B", meaning="weight of the data term"),
-        exponent("alpha", meaning="exponent of parameters"),
-        exponent("beta", meaning="exponent of tokens"),
-    ),
-    source="Hoffmann et al. 2022, arXiv:2203.15556, eq. 2 and 10",
-    text="L = E + A / N^α + B / D^β",
-)
-
-LAWS: dict[str, Law] = {
-    law.name: law
-    for law in (
-        CHINCHILLA,
-        KAPLAN_N,
-        KAPLAN_D,
-        KAPLAN_C,
-        KAPLAN_ND,
-        *(power(column) for column in ("params", "tokens", "flops")),
-        *(power_with_floor(column) for column in ("params", "tokens", "flops")),
-    )
-}
-"""Every law by name."""
-
-
-def get(name: str) -> Law:
-    """The law of that name.
-
-    Raises:
-        ValueError: no such law; the message offers the nearest.
-    """
-    if name not in LAWS:
-        raise ValueError(f"no law {name!r}" + nearest(name, LAWS))
-    return LAWS[name]

@@ -6,7 +6,6 @@ from enum import Enum
 from itertools import product
 
 import numpy as np
-import pandas as pd
 import scipy.optimize
 import scipy.special
 from jaxtyping import Float
@@ -92,6 +91,7 @@ class Fit:
         columns: the columns it was fitted on, by the law's names.
         convention: which columns N and C were.
         certificate: evidence of the optimum.
+        notes: what was derived or dropped from the table.
         warnings: what a reader must know before using the parameters; empty when nothing is wrong.
     """
 
@@ -104,6 +104,7 @@ class Fit:
     convention: runs.Convention
     certificate: Certificate
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def sigma(self) -> float:
@@ -144,23 +145,27 @@ class Fit:
         }
 
 
-def fit_law(
-    frame: pd.DataFrame,
-    law: Law | str,
+def fit(
+    table: runs.Source,
+    law: Law | str = "chinchilla",
     *,
     objective: Objective | None = None,
     convention: runs.Convention | None = None,
+    columns: Mapping[str, str] | None = None,
+    where: str | None = None,
 ) -> Fit:
     """Fit a law to a table of runs.
 
-    Residuals are of log loss; every start is solved to its own optimum in float64 with exact derivatives, and the
+    Residuals are of the logarithm; every start is solved to its own optimum in float64 with exact derivatives, and the
     lowest is returned.
 
     Args:
-        frame: a checked table (`runs.check(...).frame`); every row is used.
+        table: a file, a frame, or a checked `runs.Table`; every usable row that is not held out is fitted.
         law: a law, or the name of one.
         objective: `Objective.usual` unless said otherwise.
         convention: which columns are N and C; `params` and `flops` unless said otherwise.
+        columns: our name -> the table's, for tables that use other names.
+        where: keeps rows, such as "loss < 3".
 
     Returns:
         The fit. What is wrong with it, a degenerate design for one, is in its `warnings`.
@@ -169,9 +174,12 @@ def fit_law(
         ValueError: unknown law, missing column, or no more rows than parameters.
     """
     law = laws.get(law) if isinstance(law, str) else law
-    objective, convention = objective or Objective.usual(len(frame)), convention or runs.Convention()
-    frame = convention.view(frame)
-    for name in (*law.columns, "loss"):
+    convention = convention or runs.Convention()
+    needs = (*law.columns, law.target)
+    table = runs.load(table, columns=columns, where=where, convention=convention, needs=needs, minimum=1)
+    frame = convention.view(table.frame)
+    objective = objective or Objective.usual(len(frame))
+    for name in needs:
         if name not in frame:
             raise ValueError(f"law {law.name!r} needs column {name!r}" + runs.nearest(name, map(str, frame.columns)))
     if len(frame) <= len(law.parameters):
@@ -180,7 +188,7 @@ def fit_law(
             f"at least {len(law.parameters) + 1} are needed"
         )
     columns = {name: frame[name].to_numpy(np.float64) for name in law.columns}
-    target = np.log(frame["loss"].to_numpy(np.float64))
+    target = np.log(frame[law.target].to_numpy(np.float64))
     every = np.ones_like(target)
     starts = solver.encode(law, starting_points(law, columns, np.exp(target)))
     # Least squares first: smooth, so every start arrives; the robust objective then begins nearby.
@@ -216,6 +224,7 @@ def fit_law(
         convention=convention,
         certificate=certificate,
         warnings=_warnings(law, columns, residuals, certificate),
+        notes=table.notes,
     )
 
 
