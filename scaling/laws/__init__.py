@@ -4,18 +4,30 @@ One file a family; its laws are its `LAWS`. A law of your own needs no entry her
 takes a name takes a `Law`.
 """
 
-from scaling.laws import chinchilla, kaplan, power
+from scaling.laws import (
+    broken, chinchilla, downstream, experts, hyperparameters, kaplan, overtraining, power, precision, repetition,
+    schedule, shape, vocabulary,
+)  # fmt: skip
 from scaling.laws.chinchilla import CHINCHILLA
 from scaling.laws.kaplan import KAPLAN_C, KAPLAN_D, KAPLAN_N, KAPLAN_ND
-from scaling.laws.law import Law, Parameter, Scale, characteristic, coefficient, exponent, offset
+from scaling.laws.law import (
+    Law, Parameter, Scale, array, characteristic, coefficient, exponent, namespace, offset, positive,
+)  # fmt: skip
 from scaling.runs import nearest
 
-LAWS: dict[str, Law] = {law.name: law for family in (chinchilla, kaplan, power) for law in family.LAWS}
+_FAMILIES = (
+    chinchilla, kaplan, power, repetition, overtraining, downstream, shape, experts, precision, vocabulary,
+    hyperparameters, schedule, broken,
+)  # fmt: skip
+
+LAWS: dict[str, Law] = {law.name: law for family in _FAMILIES for law in family.LAWS}
 """Every law by name."""
 
 __all__ = [
-    "CHINCHILLA", "KAPLAN_C", "KAPLAN_D", "KAPLAN_N", "KAPLAN_ND", "LAWS", "Law", "Parameter", "Scale",
-    "characteristic", "coefficient", "exponent", "get", "offset", "power",
+    "CHINCHILLA", "KAPLAN_C", "KAPLAN_D", "KAPLAN_N", "KAPLAN_ND", "LAWS", "Law", "Parameter", "Scale", "array",
+    "broken", "characteristic", "chinchilla", "coefficient", "downstream", "experts", "exponent", "get",
+    "hyperparameters", "kaplan", "namespace", "offset", "overtraining", "positive", "power", "precision", "repetition",
+    "schedule", "shape", "vocabulary",
 ]  # fmt: skip
 
 

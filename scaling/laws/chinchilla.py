@@ -17,4 +17,18 @@ CHINCHILLA = Law(
     text="L = E + A / N^α + B / D^β",
 )
 
-LAWS = (CHINCHILLA,)
+TIED = Law(
+    name="chinchilla-tied",
+    formula=lambda params, tokens, E, A, B, alpha: E + A * params**-alpha + B * tokens**-alpha,
+    columns=("params", "tokens"),
+    parameters=(
+        offset(),
+        coefficient("A", meaning="weight of the parameter term"),
+        coefficient("B", meaning="weight of the data term"),
+        exponent("alpha", meaning="exponent of parameters and of tokens, so that N and D grow together"),
+    ),
+    source="Muennighoff et al. 2023, arXiv:2305.16264, appendix A: eq. 2 of Hoffmann et al. with α = β",
+    text="L = E + A / N^α + B / D^α",
+)
+
+LAWS = (CHINCHILLA, TIED)

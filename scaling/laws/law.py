@@ -11,11 +11,13 @@ The fitter needs nothing else, so a law of your own is made as those of this pac
     )
 
 Formulas are written with operators, or with `jax.numpy` where operators do not suffice: the fitter differentiates them.
+`namespace` gives numpy for plain arrays and `jax.numpy` for traced ones, so that a formula needs no jax to be read off.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float
@@ -63,11 +65,12 @@ class Law:
     Attributes:
         name: the name `get` finds it by.
         formula: columns and parameters, by name -> the predicted target; for losses nats per token.
-        columns: the columns it reads.
+        columns: the columns it reads; a column has one number a row, or a row of numbers a row, as `array` makes them.
         parameters: what is fitted.
         source: paper and equation.
         text: the formula for people.
         target: the column it predicts.
+        may_be_zero: those of the columns in which zero is a value like any other; the rest must be positive.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Law:
     source: str
     text: str = ""
     target: str = "loss"
+    may_be_zero: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,7 +88,7 @@ class Law:
         return tuple(parameter.name for parameter in self.parameters)
 
     def __call__(
-        self, columns: Mapping[str, Float[np.ndarray, "*rows"]], parameters: Mapping[str, float]
+        self, columns: Mapping[str, Float[np.ndarray, "..."]], parameters: Mapping[str, float]
     ) -> Float[np.ndarray, "*rows"]:
         """The predicted target (loss in nats per token) in float64.
 
@@ -99,7 +103,7 @@ class Law:
             for name in needed:
                 if name not in given:
                     raise ValueError(f"law {self.name!r} needs {kind} {name!r}" + nearest(name, map(str, given)))
-        values = {name: np.asarray(columns[name], dtype=np.float64) for name in self.columns}
+        values = {name: array(columns[name]) for name in self.columns}
         values |= {name: np.asarray(parameters[name], dtype=np.float64) for name in self.names}
         predicted = self.formula(**values)
         if isinstance(predicted, np.ndarray | np.floating):
@@ -109,18 +113,60 @@ class Law:
         with jax.enable_x64(True):
             return np.asarray(self.formula(**values))
 
+    def fix(self, **values: float) -> "Law":
+        """This law with some parameters held at known values, as when a paper takes them from an earlier fit.
+
+        Where a linear parameter is held, those left are no longer solved for but started from `Parameter.starts`.
+
+        Raises:
+            ValueError: a name is not a parameter, or nothing is left to fit.
+        """
+        for name in values:
+            if name not in self.names:
+                raise ValueError(f"law {self.name!r} has no parameter {name!r}" + nearest(name, self.names))
+        held = any(parameter.linear for parameter in self.parameters if parameter.name in values)
+        free = tuple(
+            replace(parameter, linear=parameter.linear and not held)
+            for parameter in self.parameters
+            if parameter.name not in values
+        )
+        if not free:
+            raise ValueError(f"every parameter of law {self.name!r} is held; at least one must be left to fit")
+        constants = {name: float(value) for name, value in values.items()}
+        return replace(self, formula=lambda **x: self.formula(**x, **constants), parameters=free)
+
+
+def array(values: object) -> Float[np.ndarray, "..."]:
+    """A column as float64: one number a row, or, where a cell holds an array, one row of numbers a row."""
+    values = np.asarray(values)
+    return np.stack(values).astype(np.float64) if values.dtype == object else values.astype(np.float64)
+
+
+def namespace(*values: object) -> ModuleType:
+    """The array library of a formula's arguments: `jax.numpy` when one is traced, else numpy."""
+    for value in values:
+        library = value.__array_namespace__() if hasattr(value, "__array_namespace__") else np
+        if library is not np:
+            return library
+    return np
+
 
 _EXPONENTS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.8)
 
 
-def offset(name: str = "E", *, meaning: str = "irreducible loss") -> Parameter:
-    """The loss that no scale removes: at least zero, linear in the prediction."""
-    return Parameter(name, low=0.0, high=1e3, linear=True, meaning=meaning)
+def offset(name: str = "E", *, starts: tuple[float, ...] | None = None, meaning: str = "irreducible loss") -> Parameter:
+    """The loss that no scale removes: at least zero; solved for, unless `starts` say where to look."""
+    return Parameter(name, low=0.0, high=1e3, starts=starts or (1.0,), linear=starts is None, meaning=meaning)
 
 
 def coefficient(name: str, *, meaning: str = "") -> Parameter:
     """A positive factor of any magnitude, linear in the prediction."""
     return Parameter(name, low=1e-30, high=1e30, scale=Scale.LOG, linear=True, meaning=meaning)
+
+
+def positive(name: str, *, starts: tuple[float, ...], meaning: str = "", unit: str | None = None) -> Parameter:
+    """A positive number of any magnitude that the prediction is not linear in."""
+    return Parameter(name, low=1e-30, high=1e60, scale=Scale.LOG, starts=starts, unit=unit, meaning=meaning)
 
 
 def exponent(name: str, *, starts: tuple[float, ...] = _EXPONENTS, meaning: str = "") -> Parameter:

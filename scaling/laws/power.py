@@ -2,7 +2,11 @@
 
 from functools import cache
 
-from scaling.laws.law import Law, coefficient, exponent, offset
+from scaling.laws.law import Law, Parameter, coefficient, exponent, offset
+
+
+def _term(column: str) -> tuple[Parameter, Parameter]:
+    return coefficient("A", meaning=f"weight of {column}"), exponent("alpha", meaning=f"exponent of {column}")
 
 
 @cache
@@ -12,7 +16,7 @@ def pure(column: str) -> Law:
         name=f"power-{column}",
         formula=lambda A, alpha, **x: A * x[column] ** -alpha,
         columns=(column,),
-        parameters=(coefficient("A"), exponent("alpha")),
+        parameters=_term(column),
         source="Hestness et al. 2017, arXiv:1712.00409, section 2",
         text=f"L = A · {column}^-α",
     )
@@ -25,7 +29,7 @@ def floored(column: str) -> Law:
         name=f"floor-{column}",
         formula=lambda E, A, alpha, **x: E + A * x[column] ** -alpha,
         columns=(column,),
-        parameters=(offset(), coefficient("A"), exponent("alpha")),
+        parameters=(offset(), *_term(column)),
         source="Henighan et al. 2020, arXiv:2010.14701, eq. 1.1",
         text=f"L = E + A · {column}^-α",
     )
