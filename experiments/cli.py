@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train one model",
     "sweep": "train a ladder of sizes at several compute budgets",
     "fit": "fit a scaling law to a table of runs",
+    "approaches": "fit Hoffmann's three approaches side by side, under every convention",
     "plot": "draw the figures of a table of runs",
     "report": "write one HTML file about a table of runs",
     "models": "list architectures, their sizes and what they cost",

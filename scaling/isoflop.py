@@ -1,7 +1,7 @@
-"""Approach 2: at each budget a parabola of log loss in log N, then power laws through the minima.
+"""Approach 2: at each budget the size of lowest loss, then power laws through the minima.
 
-Hoffmann et al. 2022 (arXiv:2203.15556), section 3.2. A parabola holds only near its minimum, so runs count less the
-further their loss lies above the budget's best; and a budget whose minimum its runs do not show is left out, aloud.
+Hoffmann et al. 2022 (arXiv:2203.15556), section 3.2. Each minimum is read off a parabola, and once more off a spline
+through the runs, which assumes no shape; a budget whose minimum its runs do not show is left out, aloud.
 """
 
 from dataclasses import dataclass, field
@@ -12,13 +12,15 @@ from jaxtyping import Float
 
 from scaling import laws, runs, solver
 from scaling.fitting import Kind, Objective, fit
+from scaling.minimum import akima, parabola, pooled_noise
 from scaling.powerlaw import PowerLaw, line
 from scaling.uncertainty import Bootstrap, small_sample
 
 SAME_BUDGET = 1.2
 """Largest over smallest FLOPs that runs of one budget may have."""
 
-_FAR = 0.05  # a run 5 % above the budget's best loss counts half
+_SETTINGS = ("learning_rate", "batch_tokens", "width", "layers", "length")
+"""Columns in which runs of one size and budget may differ by choice; the better choice is kept."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Budget:
         coefficients: of log loss = c0 + c1 x + c2 x^2 with x = log(N) - centre.
         centre: mean log N.
         refused: why the budget has no usable minimum; empty when it has.
+        doubts: what weakens a minimum that is used, in clauses.
         params: N at the minimum.
         tokens: D at the minimum.
         loss: loss at the minimum, nats per token.
@@ -42,6 +45,7 @@ class Budget:
     coefficients: Float[np.ndarray, " 3"]
     centre: float
     refused: str
+    doubts: tuple[str, ...]
     params: float
     tokens: float
     loss: float
@@ -53,6 +57,19 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Trend:
+    """Power laws through minima.
+
+    Attributes:
+        params: N_opt(C).
+        tokens: D_opt(C).
+    """
+
+    params: PowerLaw
+    tokens: PowerLaw
+
+
+@dataclass(frozen=True)
 class IsoFLOP:
     """Approach 2 on one table.
 
@@ -61,6 +78,7 @@ class IsoFLOP:
         params: N_opt(C).
         tokens: D_opt(C).
         loss: L_opt(C), a power law above a floor where there are budgets enough to see a floor.
+        akima: the power laws again with every minimum read off a spline; None where a budget has too few sizes.
         notes: what was left out and why.
     """
 
@@ -68,6 +86,7 @@ class IsoFLOP:
     params: PowerLaw
     tokens: PowerLaw
     loss: Bootstrap | None
+    akima: Trend | None
     notes: tuple[str, ...]
 
 
@@ -107,60 +126,103 @@ def isoflop(frame: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> Iso
     Raises:
         ValueError: fewer than two budgets show a minimum; the message gives each budget's reason.
     """
-    log_n, log_d, log_loss = (np.log(frame[name].to_numpy(np.float64)) for name in ("params", "tokens", "loss"))
     flops = frame["flops"].to_numpy(np.float64)
-    groups = group_budgets(flops)
-    parts = [_parabola(log_n[rows], log_loss[rows]) for rows in groups]
-    usable = [part for part in parts if not part.refused]
-    freedom = sum(len(part.left) - 3 for part in usable)
-    noise = np.sqrt(sum(float(part.weights @ part.left**2) for part in usable) / freedom) if freedom > 0 else np.nan
+    groups, notes = [], []
+    for rows in group_budgets(flops):
+        kept, said = _distinct(frame.iloc[rows])
+        groups.append(rows[kept])
+        notes += [f"At {np.median(flops[rows]):.3g} FLOPs {said}."] if said else []
+    log_n, log_d, log_loss = (np.log(frame[name].to_numpy(np.float64)) for name in ("params", "tokens", "loss"))
+    parts = [parabola(log_n[rows], log_loss[rows]) for rows in groups]
+    noise = pooled_noise(parts)
     generator = np.random.default_rng(seed)
-    budgets = []
+    budgets, splines = [], []
     for rows, part in zip(groups, parts, strict=True):
         budget = {"flops": float(np.exp(np.log(flops[rows]).mean())), "rows": rows, "refused": part.refused}
         budget |= {"coefficients": part.coefficients, "centre": part.centre}
         if part.refused:
             best = rows[np.argmin(log_loss[rows])]
             best_run = (log_n[best], log_d[best], log_loss[best])
-            budgets.append(Budget(**budget, **_named(best_run)))
+            budgets.append(Budget(**budget, doubts=(), **_named(best_run)))
             continue
         tokens = np.polynomial.Polynomial.fit(log_n[rows], log_d[rows], deg=2)
         where, height = part.minimum(part.coefficients)
-        draws = None
+        draws = spline_draws = None
         if np.isfinite(noise):
             shocks = noise * generator.standard_normal((resamples, len(rows)))
             drawn = part.minimum(part.coefficients + shocks @ part.smoother.T)
             draws = np.stack([drawn[0], tokens(drawn[0]), drawn[1]], axis=1)
-        budgets.append(Budget(**budget, **_named((where, tokens(where), height)), draws=draws))
-    notes = [
+            drawn = akima(log_n[rows], log_loss[rows] + shocks)
+            spline_draws = np.stack([drawn, tokens(drawn)], axis=1)
+        named = _named((where, tokens(where), height))
+        budgets.append(Budget(**budget, doubts=part.doubts(noise), **named, draws=draws))
+        spline = akima(log_n[rows], log_loss[rows][None])[0]
+        splines.append((np.array([spline, tokens(spline)]), spline_draws))
+    notes += [
         f"The budget of {budget.flops:.3g} FLOPs is left out of approach 2: {budget.refused}."
         for budget in budgets
         if budget.refused and len(budget.rows) >= 3
     ]
+    notes += [f"At {budget.flops:.3g} FLOPs {doubt}." for budget in budgets for doubt in budget.doubts]
     notes += stray(groups, "approach 2")
     good = [budget for budget in budgets if not budget.refused]
     if len(good) < 2:
         raise ValueError(f"approach 2 needs two budgets that show a minimum and found {len(good)}. " + " ".join(notes))
     if not np.isfinite(noise):
         notes.append("Every parabola passes exactly through its runs (three sizes a budget): no intervals.")
-    spread = small_sample(freedom)
+    spread = small_sample(sum(len(part.left) - 3 for part in parts if not part.refused))
     at = np.array([budget.flops for budget in good])
     draws = None if good[0].draws is None else np.stack([budget.draws for budget in good], axis=1)
     if draws is not None:
         draws = draws[np.isfinite(draws).all(axis=(1, 2))]
 
-    def through(index: int, name: str) -> PowerLaw:
-        values = np.array([getattr(budget, name) for budget in good])
-        return line(at, values, draws=None if draws is None else draws[:, :, index], spread=spread)
+    def through(values, draws) -> PowerLaw:
+        return line(at, np.exp(values), draws=draws, spread=spread)
 
-    losses = np.array([budget.loss for budget in good])
+    minima = np.log([[budget.params, budget.tokens, budget.loss] for budget in good])
     return IsoFLOP(
         budgets=tuple(budgets),
-        params=through(0, "params"),
-        tokens=through(1, "tokens"),
-        loss=loss_curve(at, losses, draws=None if draws is None else draws[:, :, 2], spread=spread),
+        params=through(minima[:, 0], None if draws is None else draws[:, :, 0]),
+        tokens=through(minima[:, 1], None if draws is None else draws[:, :, 1]),
+        loss=loss_curve(at, np.exp(minima[:, 2]), draws=None if draws is None else draws[:, :, 2], spread=spread),
+        akima=_trend(splines, through),
         notes=tuple(notes),
     )
+
+
+def _trend(splines, through) -> Trend | None:
+    points = np.stack([point for point, _ in splines])
+    if not np.isfinite(points).all():
+        return None
+    draws = None if splines[0][1] is None else np.stack([each for _, each in splines], axis=1)
+    return Trend(*(through(points[:, i], None if draws is None else draws[:, :, i]) for i in range(2)))
+
+
+def _distinct(budget: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Runs of a budget to use, where several have one size: replicates are all kept, of tuned ones the best.
+
+    Returns:
+        Positions in the budget, and what was done, in words.
+    """
+    size = np.round(np.log(budget["params"].to_numpy(np.float64)), 6)
+    settings = [name for name in _SETTINGS if name in budget and budget[name].nunique() > 1]
+    kept, dropped, alike = np.ones(len(budget), bool), 0, 0
+    for value in np.unique(size):
+        same = np.flatnonzero(size == value)
+        if len(same) == 1:
+            continue
+        if any(budget[name].iloc[same].nunique() > 1 for name in settings):
+            kept[same] = False
+            kept[same[budget["loss"].iloc[same].argmin()]] = True
+            dropped += len(same) - 1
+        elif "seed" not in budget or budget["seed"].iloc[same].nunique() < len(same):
+            alike += 1
+    said = []
+    if dropped:
+        said.append(f"runs are left out ({dropped}), one of the same size with other settings being better")
+    if alike:
+        said.append(f"runs of the same size ({alike} sizes) are taken for replicates, no column telling them apart")
+    return np.flatnonzero(kept), " and ".join(said)
 
 
 def loss_curve(
@@ -191,53 +253,3 @@ def loss_curve(
 
 def _named(point) -> dict[str, float]:
     return dict(zip(("params", "tokens", "loss"), (float(np.exp(value)) for value in point), strict=True))
-
-
-@dataclass(frozen=True)
-class _Parabola:
-    centre: float
-    coefficients: np.ndarray
-    smoother: np.ndarray
-    weights: np.ndarray
-    left: np.ndarray
-    limits: tuple[float, float]
-    refused: str
-
-    def minimum(self, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log N and log loss at the minimum; nan where the parabola opens downward."""
-        c0, c1, c2 = np.moveaxis(np.asarray(coefficients), -1, 0)
-        bend = np.where(c2 > 0, c2, np.nan)
-        x = np.clip(-c1 / (2 * bend), *self.limits)
-        return x + self.centre, c0 + c1 * x + c2 * x * x
-
-
-def _parabola(log_n: np.ndarray, log_loss: np.ndarray) -> _Parabola:
-    sizes = len(np.unique(np.round(log_n, 6)))
-    centre = float(log_n.mean())
-    x = log_n - centre
-    weights = np.ones_like(x)
-    design = np.stack([np.ones_like(x), x, x * x], axis=1)
-    coefficients, smoother = np.full(3, np.nan), np.zeros((3, len(x)))
-    for again in range(2 if sizes >= 3 else 0):
-        if again:  # the excess is measured from the first parabola's lowest point, not from the luckiest run
-            fitted = design @ coefficients
-            weights = 1 / (1 + ((fitted - fitted.min()) / _FAR) ** 2)
-        root = np.sqrt(weights)
-        smoother = np.linalg.pinv(design * root[:, None]) * root
-        coefficients = smoother @ log_loss
-    left = log_loss - design @ coefficients if sizes >= 3 else np.zeros_like(x)
-    # A draw may move the minimum past the smallest or largest run, but not by more than half the range.
-    reach = np.ptp(x) / 2
-    limits = (x.min() - reach, x.max() + reach)
-    lowest = x[np.argmin(log_loss)]
-    refused = ""
-    if sizes < 3:
-        refused = f"a parabola needs three sizes and it has {sizes}"
-    elif coefficients[2] <= 0:
-        refused = "the parabola opens downward, so it has no minimum"
-    elif not x.min() < -coefficients[1] / (2 * coefficients[2]) < x.max():
-        refused = "the minimum of the parabola lies outside the sizes trained"
-    elif lowest in (x.min(), x.max()):
-        end = "smallest" if lowest == x.min() else "largest"
-        refused = f"the lowest loss is at the {end} size, so the minimum is not bracketed"
-    return _Parabola(centre, coefficients, smoother, weights, left, limits, refused)

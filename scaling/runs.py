@@ -174,8 +174,10 @@ def _column(frame: pd.DataFrame, ours: str, theirs: str, name: str) -> pd.Series
     if theirs in frame:
         return frame[theirs]
     if re.search(r"[-+*/()]", theirs):
+        odd = sorted((str(column) for column in frame if not str(column).isidentifier()), key=len, reverse=True)
+        quoted = re.sub("|".join(map(re.escape, odd)), lambda match: f"`{match[0]}`", theirs) if odd else theirs
         try:
-            return frame.eval(theirs, engine="python", local_dict={}, global_dict={})
+            return frame.eval(theirs if "`" in theirs else quoted, engine="python", local_dict={}, global_dict={})
         except Exception:
             raise ValueError(
                 f"{name}: {theirs!r} (asked for as {ours}) is neither a column nor an expression of columns"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,13 @@ import tyro
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scaling.display import Displayed
     from scaling.fitting import Fit
     from scaling.held_out import HeldOut
     from scaling.study import Study
     from scaling.uncertainty import Bootstrap
+
+_WIDTH = 120  # of output that goes to a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +62,20 @@ class TableOptions:
     def _counts(self):
         return (("resamples", self.resamples, 1000), ("seed", self.seed, 0))
 
+    def curves(self) -> pd.DataFrame | None:
+        """The training curves that lie beside the table, if any."""
+        from scaling import runs
+
+        beside = self.table.with_name("curves.csv")
+        return runs.read(beside) if beside.is_file() and beside != self.table else None
+
     def study(self) -> tuple[Study, tuple[HeldOut, ...]]:
         """Everything fitted to the table, and its held-out runs predicted."""
-        from scaling import runs
         from scaling.held_out import predict_held_out
         from scaling.study import study
 
         table = self.read()
-        beside = self.table.with_name("curves.csv")
-        curves = runs.read(beside) if beside.is_file() and beside != self.table else None
-        found = study(table, curves, resamples=self.resamples, seed=self.seed)
+        found = study(table, self.curves(), resamples=self.resamples, seed=self.seed)
         return found, predict_held_out(found, table)
 
 
@@ -107,6 +115,16 @@ class Command(TableOptions):
         else:
             print_table(found, boot, found.notes)
         return 0
+
+
+def print_result(result: Displayed, *, as_json: bool) -> None:
+    """A result as it shows itself, or as one JSON object."""
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(result)
 
 
 def print_json(fit: Fit, boot: Bootstrap | None, notes: tuple[str, ...], *, columns: dict[str, str]) -> None:
