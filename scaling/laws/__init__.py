@@ -5,13 +5,33 @@ takes a name takes a `Law`.
 """
 
 from scaling.laws import (
-    broken, chinchilla, downstream, experts, hyperparameters, kaplan, overtraining, power, precision, repetition,
-    schedule, shape, vocabulary,
+    broken,
+    chinchilla,
+    downstream,
+    experts,
+    hyperparameters,
+    kaplan,
+    overtraining,
+    power,
+    precision,
+    repetition,
+    schedule,
+    shape,
+    vocabulary,
 )  # fmt: skip
 from scaling.laws.chinchilla import CHINCHILLA
 from scaling.laws.kaplan import KAPLAN_C, KAPLAN_D, KAPLAN_N, KAPLAN_ND
 from scaling.laws.law import (
-    Law, Parameter, Scale, array, characteristic, coefficient, exponent, namespace, offset, positive,
+    Law,
+    Parameter,
+    Scale,
+    array,
+    characteristic,
+    coefficient,
+    exponent,
+    namespace,
+    offset,
+    positive,
 )  # fmt: skip
 from scaling.runs import nearest
 

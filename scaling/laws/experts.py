@@ -1,10 +1,10 @@
-"""Mixtures of experts: routed (Clark et al. 2022, arXiv:2202.01169), fine-grained (Krajewski et al. 2024, 2402.07871)."""
+"""Mixtures of experts: routed (Clark et al. 2022) and fine-grained (Krajewski et al. 2024)."""
 
 from scaling.laws.law import Law, Parameter, coefficient, exponent, namespace, offset, positive
 
 
 def saturating(experts, E_start, E_max):
-    """The expert count that the bilinear law sees: E_start at one expert, E_max at infinitely many (Clark, eq. 9)."""
+    """The expert count that the bilinear law sees: E_start at one expert, E_max at infinitely many."""
     return 1 / (1 / (experts - 1 + 1 / (1 / E_start - 1 / E_max)) + 1 / E_max)
 
 
@@ -30,7 +30,7 @@ ROUTED = Law(
         positive("E_start", starts=(1.5, 4.0), meaning="effective experts of a dense model"),
         positive("E_max", starts=(100.0, 1000.0), meaning="effective experts that no number of them exceeds"),
     ),
-    source="Clark et al. 2022, arXiv:2202.01169, eq. 1 with the saturating count of its section 5",
+    source="Clark et al. 2022, arXiv:2202.01169, eq. 1, Ê the saturating count",
     text="log10 L = a log10 N + b log10 Ê + c log10 N log10 Ê + d",
 )
 
