@@ -1,4 +1,4 @@
-"""How sure a fit is: bootstrap of the parameters, and the interval a new run should fall in."""
+"""How sure a fit is: draws of its parameters by bootstrap or Laplace, intervals of anything they determine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,70 +6,102 @@ from enum import Enum
 
 import numpy as np
 import scipy.special
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from scaling import solver
+from scaling.covariance import Covariance, bounds, covariance, grouped
 from scaling.estimate import LEVEL, Estimate, percentile
 from scaling.fitting import Fit
-from scaling.quantities import Quantity
+from scaling.laws import Scale
+from scaling.quantities import Quantity, parameter
+from scaling.replicates import Replicates
+
+_CELLS = 2**21  # resamples x rows drawn at once: 16 MiB of weights or losses, whatever the number of resamples
 
 
 class Resampling(Enum):
     """What the bootstrap draws."""
 
     PAIRS = "pairs"
-    """Whole runs, with replacement: assumes nothing of the residuals, needs many runs."""
+    """Whole runs, or whole clusters of runs, with replacement: assumes nothing of the residuals, needs many."""
     RESIDUAL = "residual"
-    """Residuals, put back on the fitted losses: keeps the design, right for few designed runs."""
+    """Residuals, put back on the fitted losses: keeps the design, right for few designed runs of equal noise."""
+    WILD = "wild"
+    """Own residuals times a random factor, one a run or cluster: keeps the design, and noise that differs by run."""
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Refits of a law to resampled tables.
+class Multiplier(Enum):
+    """The random factor of the wild bootstrap, of mean 0 and variance 1."""
+
+    RADEMACHER = "rademacher"
+    """-1 or 1 with equal probability: keeps the residuals' size, so right for robust objectives too."""
+    MAMMEN = "mammen"
+    """(1 -+ sqrt 5) / 2, which keeps the skew of the residuals; for least squares (Mammen 1993)."""
+
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Float[np.ndarray, "*shape"]:
+        """Independent factors."""
+        if self is Multiplier.RADEMACHER:
+            return 2.0 * generator.integers(2, size=shape) - 1.0
+        root = np.sqrt(5.0)
+        return np.where(generator.random(shape) < (root + 1) / (2 * root), (1 - root) / 2, (1 + root) / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Draws of a law's parameters, and intervals of whatever follows from them.
 
     Attributes:
         fit: the fit to the whole table.
-        samples: parameters, one row a resample, in the order of `fit.law.names`.
-        resampled: what was drawn, in words.
+        samples: parameters, one row a draw, in the order of `fit.law.names`.
         spread: factor by which percentile intervals are stretched: Student's t over the normal quantile, since the
             residual variance of a small table is itself uncertain.
-        failed: resamples whose refit was not an optimum, left out of `samples`.
         level: probability the intervals claim.
     """
 
     fit: Fit
-    samples: Float[np.ndarray, "resamples parameters"] = field(repr=False)
-    resampled: str
+    samples: Float[np.ndarray, "draws parameters"] = field(repr=False)
     spread: float = 1.0
-    failed: int = 0
     level: float = LEVEL
 
     @property
     def method(self) -> str:
         """The intervals in words."""
-        return f"bootstrap of {self.resampled}, {len(self.samples)} resamples, {self.level:.0%}"
+        raise NotImplementedError
 
     def interval(self, name: str) -> Estimate:
-        """Of one parameter."""
-        index = self.fit.law.names.index(name)
-        return self.of(self.samples[:, index], self.fit.parameters[name])
+        """Of one parameter.
 
-    def of(self, samples: Float[np.ndarray, " resamples"], value: float) -> Estimate:
+        Raises:
+            ValueError: the law has no such parameter.
+        """
+        parameter(self.fit.law, name)
+        index = self.fit.law.names.index(name)
+        samples, value = self.samples[:, index], self.fit.parameters[name]
+        if self.fit.law.parameters[index].scale is Scale.LOG:
+            return self._positive(samples, value)
+        return self.of(samples, value)
+
+    def quantity(self, quantity: Quantity) -> Estimate:
+        """Of anything the parameters determine."""
+        if quantity.name in self.fit.law.names:
+            return self.interval(quantity.name)
+        samples = quantity(dict(zip(self.fit.law.names, self.samples.T, strict=True)))
+        value = float(quantity(self.fit.parameters))
+        return self._positive(samples, value) if quantity.positive else self.of(samples, value)
+
+    def of(self, samples: Float[np.ndarray, " draws"], value: float) -> Estimate:
         """Of any quantity computed from each row of `samples`, `value` being the same from the fit."""
         low, high = percentile(samples, value, spread=self.spread, level=self.level)
         return Estimate(float(value), float(low), float(high))
 
-    def quantity(self, quantity: Quantity) -> Estimate:
-        """Of what the parameters determine; in the logarithm where it is positive, so that no interval crosses zero."""
-        value = float(quantity(self.fit.parameters))
-        draws = quantity(dict(zip(self.fit.law.names, self.samples.T, strict=True)))
-        if not quantity.positive:
-            return self.of(draws, value)
-        log = self.of(np.log(draws), np.log(value))
-        return Estimate(value, float(np.exp(log.low)), float(np.exp(log.high)))
+    def _positive(self, samples: np.ndarray, value: float) -> Estimate:
+        """An interval in the logarithm, so that stretching it never crosses zero."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log = self.of(np.log(samples), float(np.log(value)))
+        return Estimate(float(value), float(np.exp(log.low)), float(np.exp(log.high)))
 
-    def draws(self, columns: Mapping[str, Float[np.ndarray, "*points"]]) -> Float[np.ndarray, "resamples *points"]:
-        """Loss predicted by every resample at some columns."""
+    def draws(self, columns: Mapping[str, Float[np.ndarray, "*points"]]) -> Float[np.ndarray, "draws *points"]:
+        """Loss predicted by every draw at some columns."""
         shape = (len(self.samples),) + (1,) * np.ndim(next(iter(columns.values())))
         parameters = {name: self.samples[:, i].reshape(shape) for i, name in enumerate(self.fit.law.names)}
         return self.fit.law(columns, parameters)
@@ -78,20 +110,26 @@ class Bootstrap:
         """Expected loss at one point: the uncertainty of the parameters alone."""
         return self.of(self.draws(columns), float(self.fit.predict(columns)))
 
-    def new_run(self, columns: Mapping[str, float], *, loss_se: float = 0.0, noise: float | None = None) -> Estimate:
+    def new_run(
+        self, columns: Mapping[str, float], *, loss_se: float = 0.0, noise: float | Replicates | None = None
+    ) -> Estimate:
         """The interval in which the measured loss of one new run should fall.
 
         Args:
             columns: of the new run.
             loss_se: standard error of its measured loss, nats, if it is measured on other text than the table's runs
                 (the table's residuals already hold the noise of measuring on the same text).
-            noise: standard deviation of the log residual of a new run; that of the fit unless said otherwise.
+            noise: standard deviation of the log residual of a new run, or the replicates it is known from (which can
+                raise it above the residuals', not below: what the law misses, a new run misses too); that of the fit
+                unless said otherwise.
 
         Returns:
             The prediction, and parameter uncertainty with the noise of one run on top. It does not know of ways in
             which the law itself may stop holding.
         """
         value = float(self.fit.predict(columns))
+        if isinstance(noise, Replicates):
+            noise = noise.new_run(self.fit)
         noise = np.hypot(self.fit.sigma if noise is None else noise, loss_se / value)
         log = np.log(self.draws(columns))
         # Quantiles of the normal at evenly spread probabilities, paired at random with the draws.
@@ -102,61 +140,177 @@ class Bootstrap:
         return Estimate(value, float(np.exp(estimate.low)), float(np.exp(estimate.high)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bootstrap(Draws):
+    """Refits of a law to resampled tables.
+
+    Attributes:
+        resampled: what was drawn, in words.
+        failed: resamples whose refit was not an optimum, left out of `samples`.
+    """
+
+    resampled: str
+    failed: int = 0
+
+    @property
+    def method(self) -> str:
+        """The intervals in words."""
+        return f"bootstrap of {self.resampled}, {len(self.samples)} resamples, {self.level:.0%}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laplace(Draws):
+    """Draws from Student's t with the covariance of the optimum, in the solver's coordinates.
+
+    Attributes:
+        covariance: of the optimum; intervals of parameters are exact quantiles of it, not of the draws.
+    """
+
+    covariance: Covariance
+
+    @property
+    def method(self) -> str:
+        """The intervals in words."""
+        return f"Laplace, {self.covariance.method}, {self.level:.0%}"
+
+    def interval(self, name: str) -> Estimate:
+        """Of one parameter, symmetric in the solver's coordinates and cut at the bounds."""
+        value = parameter(self.fit.law, name)(self.fit.parameters)
+        index = self.fit.law.names.index(name)
+        reach = self.covariance.quantile(self.level) * np.sqrt(self.covariance.matrix[index, index])
+        ends = np.repeat(self.fit.theta[None], 2, axis=0)
+        ends[:, index] = np.clip(ends[:, index] + reach * np.array([-1, 1]), *(b[index] for b in bounds(self.fit.law)))
+        low, high = solver.decode(self.fit.law, ends)[:, index]
+        return Estimate(float(value), float(low), float(high))
+
+
 def bootstrap(
-    fit: Fit, *, resampling: Resampling | None = None, resamples: int = 1000, seed: int = 0, level: float = LEVEL
+    fit: Fit,
+    *,
+    resampling: Resampling | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = LEVEL,
+    clusters: Shaped[np.ndarray, " rows"] | None = None,
+    multiplier: Multiplier = Multiplier.RADEMACHER,
 ) -> Bootstrap:
     """Refit a law to resampled tables, each to its own optimum.
 
     Args:
         fit: the fit to the whole table.
-        resampling: PAIRS or RESIDUAL; unless said otherwise PAIRS from 100 runs on and RESIDUAL below.
-        resamples: number of tables drawn.
+        resampling: what is drawn; unless said otherwise PAIRS from 100 runs (30 clusters) on, and below RESIDUAL for
+            runs, WILD for clusters.
+        resamples: number of tables drawn; memory does not grow with it beyond the samples themselves.
         seed: of the draws; the same seed gives the same intervals to the last bit.
         level: probability the intervals claim.
+        clusters: one label a fitted run, where runs with one label share their noise (checkpoints of one training, for
+            one): PAIRS then draws whole clusters, and WILD one factor a cluster.
+        multiplier: of WILD.
 
     Returns:
-        The samples. Residuals are inflated by sqrt(n / (n - p)), since a fit with p parameters shrinks them.
+        The samples. Residuals that are put back are inflated by sqrt(n / (n - p)), since a fit with p parameters
+        shrinks them.
 
     Raises:
-        ValueError: fewer than 20 resamples, or refits that mostly fail.
+        ValueError: fewer than 20 resamples, RESIDUAL with clusters, labels that do not fit the table, or refits that
+            mostly fail.
     """
     if resamples < 20:
         raise ValueError(f"{resamples} resamples cannot give an interval; use at least 20, better 1000")
-    rows = len(fit.residuals)
-    resampling = resampling or (Resampling.PAIRS if rows >= 100 else Resampling.RESIDUAL)
-    generator = np.random.default_rng(seed)
-    predicted = np.log(fit.predict(fit.columns))
-    if resampling is Resampling.PAIRS:
-        target = (predicted + fit.residuals)[None]
-        weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(np.float64)
-    else:
-        inflated = fit.residuals - fit.residuals.mean()
-        inflated *= np.sqrt(rows / max(rows - len(fit.parameters), 1))
-        target = predicted + inflated[generator.integers(rows, size=(resamples, rows))]
-        weights = np.ones((resamples, rows))
-    solution = solver.minimise(
-        fit.law,
-        fit.columns,
-        theta=np.repeat(fit.theta[None], resamples, axis=0),
-        target=target,
-        weights=weights,
-        delta=fit.objective.threshold,
-    )
-    good = np.isfinite(solution.value) & (solution.slack < 1e-6)
+    rows, size = len(fit.residuals), len(fit.parameters)
+    groups = None if clusters is None else grouped(clusters, rows)
+    units = rows if groups is None else groups[1]
+    if resampling is None and groups is None:
+        resampling = Resampling.PAIRS if rows >= 100 else Resampling.RESIDUAL
+    elif resampling is None:
+        resampling = Resampling.PAIRS if units >= 30 else Resampling.WILD
+    if resampling is Resampling.RESIDUAL and groups is not None:
+        raise ValueError("residuals of clustered runs cannot be exchanged; use Resampling.PAIRS or Resampling.WILD")
+    draw = _drawer(fit, resampling, groups, multiplier, np.random.default_rng(seed))
+    theta, good = np.empty((resamples, size)), np.empty(resamples, bool)
+    chunk = max(1, _CELLS // rows)
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
+        target, weights = draw(count)
+        solution = solver.minimise(
+            fit.law,
+            fit.columns,
+            theta=np.repeat(fit.theta[None], count, axis=0),
+            target=target,
+            weights=weights,
+            delta=fit.objective.threshold,
+        )
+        theta[start : start + count] = solution.theta
+        good[start : start + count] = np.isfinite(solution.value) & (solution.slack < 1e-6)
     if good.mean() < 0.5:
         why = fit.warnings[0] if fit.warnings else "the table does not determine its parameters."
         raise ValueError(
             f"no interval can be given for law {fit.law.name!r}, {int((~good).sum())} of {resamples} resamples did not "
             f"reach an optimum: {why}"
         )
+    what = {
+        Resampling.PAIRS: "whole runs" if groups is None else f"{units} whole clusters",
+        Resampling.RESIDUAL: "residuals",
+        Resampling.WILD: "signs of residuals" if groups is None else f"signs of the residuals of {units} clusters",
+    }
+    freedom = units - 1 if groups is not None else rows - size
     return Bootstrap(
         fit=fit,
-        samples=solver.decode(fit.law, solution.theta[good]),
-        resampled="whole runs" if resampling is Resampling.PAIRS else "residuals",
-        spread=1.0 if resampling is Resampling.PAIRS else small_sample(rows - len(fit.parameters), level=level),
+        samples=solver.decode(fit.law, theta[good]),
+        resampled=what[resampling],
+        spread=1.0 if resampling is Resampling.PAIRS and groups is None else small_sample(freedom, level=level),
         failed=int((~good).sum()),
         level=level,
     )
+
+
+def _drawer(fit: Fit, resampling: Resampling, groups: tuple[np.ndarray, int] | None, multiplier: Multiplier, generator):
+    """A function of a count that returns that many tables: log losses and weights, one row where all share it."""
+    rows = len(fit.residuals)
+    index, units = groups or (np.arange(rows), rows)
+    predicted = np.log(fit.predict(fit.columns))
+    inflation = np.sqrt(rows / max(rows - len(fit.parameters), 1))
+    centred = (fit.residuals - fit.residuals.mean()) * inflation
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        if resampling is Resampling.PAIRS:
+            drawn = generator.multinomial(units, np.full(units, 1 / units), size=count).astype(np.float64)
+            return (predicted + fit.residuals)[None], drawn[:, index]
+        if resampling is Resampling.RESIDUAL:
+            return predicted + centred[generator.integers(rows, size=(count, rows))], np.ones((1, rows))
+        factor = multiplier.draw(generator, (count, units))[:, index]
+        return predicted + inflation * fit.residuals * factor, np.ones((1, rows))
+
+    return draw
+
+
+def laplace(
+    fit: Fit,
+    *,
+    draws: int = 4000,
+    seed: int = 0,
+    level: float = LEVEL,
+    clusters: Shaped[np.ndarray, " rows"] | None = None,
+) -> Laplace:
+    """Draw parameters from the quadratic picture of the fit: instant, and as good as the objective is quadratic.
+
+    Args:
+        fit: the fit.
+        draws: number of draws.
+        seed: of the draws.
+        level: probability the intervals claim.
+        clusters: as for `covariance`.
+
+    Raises:
+        ValueError: labels that do not fit the table.
+    """
+    found = covariance(fit, clusters=clusters)
+    generator = np.random.default_rng(seed)
+    values, vectors = np.linalg.eigh(found.matrix)
+    normal = generator.standard_normal((draws, len(values))) * np.sqrt(np.maximum(values, 0.0))
+    wide = np.sqrt(found.freedom / generator.chisquare(found.freedom, size=(draws, 1)))
+    theta = np.clip(fit.theta + (normal @ vectors.T) * wide, *bounds(fit.law))
+    return Laplace(fit=fit, samples=solver.decode(fit.law, theta), level=level, covariance=found)
 
 
 def small_sample(freedom: int, *, level: float = LEVEL) -> float:
