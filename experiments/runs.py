@@ -122,6 +122,10 @@ class Cell:
     role: str = "sweep"
 
 
+class RunFailed(RuntimeError):
+    """A run cannot go on; the message says why and at which step."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run: its definition, metrics, checkpoints, and its result or the reason it has none.

@@ -171,7 +171,8 @@ def execute(
 
 def train_job(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
     """Trains one cell in a worker; None if it was asked to stop."""
-    from experiments.train import Placement, RunFailed, Stopped, train
+    from experiments.runs import RunFailed
+    from experiments.train import Placement, Stopped, train
 
     run, folder = from_json(Run, payload["run"]), RunFolder(Path(payload["folder"]))
     placement = from_json(Placement, payload["placement"])

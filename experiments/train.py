@@ -12,13 +12,11 @@ argument of the compiled program, so that stopping elsewhere does not change wha
 """
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,11 +27,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.checkpoint import Checkpoints
-from experiments.data.batches import Batches, HeldOut, Prefetch
+from experiments.data.batches import Batches, Prefetch
 from experiments.data.prepared import Prepared
+from experiments.evaluation import evaluate
+from experiments.metrics import MetricsLog, window_of
 from experiments.objectives import Causal
 from experiments.optimizer import AdamW
-from experiments.runs import Run, RunFolder, write_text
+from experiments.runs import Run, RunFailed, RunFolder
 from models.attention import fits_library
 from models.execution import Execution, Kernel, Layers, Precision, Remat
 from models.layers import initialize
@@ -41,10 +41,6 @@ from models.transformer import Decoder, rules_for
 from parallel.distributed import is_lead
 from parallel.mesh import MeshShape
 from parallel.sharding import abstract, born_sharded
-
-
-class RunFailed(RuntimeError):
-    """A run cannot go on; the message says why and at which step."""
 
 
 class Stopped(Exception):
@@ -179,15 +175,6 @@ def advance(
     return jax.lax.fori_loop(0, count, body, (state, metrics))
 
 
-@partial(jax.jit, static_argnames="objective")
-def row_losses(
-    model: Decoder, rows: Int[Array, "batch length+1"], *, objective: Causal
-) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """For each row the sum of its losses in nats, and the number of its predicted tokens."""
-    losses, weights = objective.losses(model, rows, None)
-    return losses.sum(axis=1), weights.sum(axis=1)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
@@ -300,11 +287,6 @@ def check_batch(batch: int, parts: int, mesh: Mesh) -> None:
         )
 
 
-def window_of(run: Run) -> int:
-    """Steps that one line of metrics is over; between windows a run can be saved and stopped."""
-    return max(1, min(100, run.steps // 100))
-
-
 def steps_per_call(run: Run, placement: Placement) -> int:
     """Steps in one call: as set, or about a second of work on a CPU, which hides what each call costs."""
     if placement.steps_per_call is not None:
@@ -357,110 +339,3 @@ class Feed:
             jax.make_array_from_process_local_data(self.whole, rates, rates.shape),
             jax.make_array_from_process_local_data(self.whole, np.asarray(count, np.int32), ()),
         )
-
-
-class MetricsLog:
-    """JSONL metrics, one line a window of steps; on resume, lines past the checkpoint are dropped."""
-
-    def __init__(self, folder: RunFolder, run: Run, *, from_step: int, tensorboard: bool):
-        self.path, self.run, self.last_loss = folder.metrics, run, None
-        self.window = window_of(run)
-        self.losses, self.norms = [], []
-        self.began = time.monotonic()
-        self.file = self.board = None
-        if not is_lead():
-            return
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= from_step]
-        write_text(self.path, "".join(kept))
-        self.file = self.path.open("a", buffering=1)
-        if tensorboard:
-            self.board = _tensorboard(folder.path)
-
-    def add(self, first: int, count: int, metrics: dict[str, Float[Array, " steps"]]) -> None:
-        """Takes in the metrics of a call.
-
-        Raises:
-            RunFailed: if a loss or gradient is not finite.
-        """
-        losses, norms = jax.device_get([metrics["loss"], metrics["gradient_norm"]])
-        losses, norms = losses[:count], norms[:count]
-        bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
-        if bad.size:
-            at = int(bad[0])
-            raise RunFailed(
-                f"step {first + at + 1} of {self.run.steps}: loss {losses[at]}, gradient norm {norms[at]}; "
-                "the learning rate may be too high"
-            )
-        self.losses.extend(losses.tolist())
-        self.norms.extend(norms.tolist())
-        step = first + count
-        if step % self.window and step != self.run.steps:
-            return
-        self.last_loss = float(np.mean(self.losses))
-        now = time.monotonic()
-        line = {
-            "step": step,
-            "loss": self.last_loss,
-            "gradient_norm": float(np.mean(self.norms)),
-            "learning_rate": float(self.run.schedule.rates(step - 1, 1, steps=self.run.steps)[0]),
-            "tokens": step * self.run.batch_tokens,
-            "tokens_per_second": len(self.losses) * self.run.batch_tokens / max(now - self.began, 1e-9),
-        }
-        self.losses, self.norms, self.began = [], [], now
-        if self.file:
-            self.file.write(json.dumps(line) + "\n")
-        if self.board:
-            for name in ("loss", "gradient_norm", "learning_rate", "tokens_per_second"):
-                self.board.add_scalar(name, line[name], step)
-
-    def close(self) -> None:
-        """Closes the files."""
-        for file in (self.file, self.board):
-            if file:
-                file.close()
-
-
-def _tensorboard(folder: Path):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "TensorBoard metrics need tensorboardX: pip install 'scaling-experiments[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-def evaluate(
-    model: Decoder, run: Run, prepared: Prepared, mesh: Mesh, execution: Execution, *, batch: int | None = None
-) -> dict[str, float]:
-    """Loss on the held-out rows, the same ones in the same order for every run.
-
-    Returns:
-        loss: nats per predicted token; loss_se: its standard error, from the spread between rows (tokens of one row are
-        not independent); bits_per_byte: the same cross-entropy per byte of the text, which no tokenizer changes.
-    """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch = batch or math.ceil(max(run.batch, 16) / shards) * shards
-    held_out = HeldOut(prepared.held_out, batch=batch, limit=run.evaluation_rows)
-    sharding = NamedSharding(mesh, execution.rules.spec("batch", None))
-    whole = NamedSharding(mesh, PartitionSpec())
-    sums, counts, octets = [], [], 0
-    bytes_per_token = prepared.tokenizer.bytes_per_token
-    for rows, real in held_out:
-        spread = jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
-        loss, count = jax.device_get(jax.device_put(row_losses(model, spread, objective=run.objective), whole))
-        sums.append(loss[real > 0].astype(np.float64))
-        counts.append(count[real > 0].astype(np.float64))
-        targets = rows[real > 0, 1:]
-        octets += int(bytes_per_token[targets][targets != run.objective.bos].sum())
-    sums, counts = np.concatenate(sums), np.concatenate(counts)
-    loss = sums.sum() / counts.sum()
-    # Standard error of a ratio of means (Cochran 1977, equation 6.13), rows as the units.
-    residual = sums - loss * counts
-    error = math.sqrt((residual**2).sum() / max(len(sums) - 1, 1) / len(sums)) / counts.mean()
-    return {
-        "loss": float(loss),
-        "loss_se": float(error),
-        "bits_per_byte": float(sums.sum() / math.log(2) / max(octets, 1)),
-    }

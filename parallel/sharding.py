@@ -7,7 +7,7 @@ an argument: nothing reads them from a context, so they cannot be silently out o
 import difflib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -68,10 +68,6 @@ class Rules:
             ValueError: if two axes of one array would be carried by the same mesh axis.
         """
         return _spec(logical, [self.axes(name) + (self.resting if name == "embed" else ()) for name in logical])
-
-    def without_tensor(self, *logical: str) -> "Rules":
-        """The same rules with the named logical axes kept whole (say, fewer key/value heads than tensor shards)."""
-        return replace(self, **{name: () for name in logical})
 
 
 LOGICAL_AXES = tuple(field.name for field in fields(Rules) if field.name != "resting")

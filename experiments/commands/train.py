@@ -73,9 +73,9 @@ class Command:
 
         from experiments.commands.options import prepare_with_progress
         from experiments.launch.lock import exclusive
-        from experiments.runs import RunFolder
+        from experiments.runs import RunFailed, RunFolder
         from experiments.show import dry_run_table, progress, result_lines, stop_on_interrupt
-        from experiments.train import RunFailed, Stopped, train
+        from experiments.train import Stopped, train
         from models import zoo
         from parallel import distributed
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.train import Placement, evaluate, initial_state
+from experiments.evaluation import evaluate
+from experiments.train import Placement, initial_state
 from parallel.mesh import device_mesh
 from parallel.sharding import born_sharded
 

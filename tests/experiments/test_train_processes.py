@@ -13,7 +13,7 @@ import pytest
 from training_cases import losses, metrics_in, train_to_end
 
 from experiments.configuration import to_json
-from experiments.train import window_of
+from experiments.metrics import window_of
 
 
 def free_port():
