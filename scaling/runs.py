@@ -282,6 +282,8 @@ def check(
         why = f" ({' '.join(dropped)})" if dropped else ""
         raise ValueError(f"{len(frame)} usable runs, at least {minimum} are needed{why}")
     _units(frame)
+    if "loss" in needs:
+        _one_objective(frame)
     return Table(frame=frame.reset_index(drop=True), notes=tuple(notes))
 
 
@@ -359,6 +361,20 @@ def _units(frame: pd.DataFrame) -> None:
                 f"params {row['params']:g}, tokens {row['tokens']:g}, flops {row['flops']:g}); one of the three is in "
                 "other units, or its column is another quantity"
             )
+
+
+def _one_objective(frame: pd.DataFrame) -> None:
+    """Refuses to compare what cannot be compared.
+
+    Raises:
+        ValueError: losses of different objectives in one table.
+    """
+    labels = frame["objective"].dropna().astype(str).unique() if "objective" in frame else ()
+    if len(labels) > 1:
+        raise ValueError(
+            f"the table mixes losses of the objectives {', '.join(map(repr, sorted(labels)))}, which no law compares; "
+            f"keep one, such as --where \"objective == '{labels[0]}'\""
+        )
 
 
 def _drop(frame: pd.DataFrame, names: list[str]) -> tuple[pd.DataFrame, list[str]]:

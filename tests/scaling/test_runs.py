@@ -119,6 +119,10 @@ def test_unusable_rows_are_dropped_with_a_note_each():
             "'params' mixes units: it holds 7 and, next above, 7e\\+09",
         ),
         (lambda t: t.assign(params=t["params"] / 1e9), "'params' holds no counts of ones.*params \\* 1e9"),
+        (
+            lambda t: t.assign(objective=np.where(t.index < 5, "masked-15%", "causal")),
+            "mixes losses of the objectives 'causal', 'masked-15%'.*--where",
+        ),
         (lambda t: t.assign(tokens=t["tokens"] / 1e4), "flops is 1e\\+04 times 6 x params x tokens in 25 of 25 rows"),
     ],
 )
