@@ -70,7 +70,8 @@ class Law:
         source: paper and equation.
         text: the formula for people.
         target: the column it predicts.
-        may_be_zero: those of the columns in which zero is a value like any other; the rest must be positive.
+        unchecked: those of the columns that need not be positive numbers: zero is a value like any other there, or a
+            cell is a row of numbers.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Law:
     source: str
     text: str = ""
     target: str = "loss"
-    may_be_zero: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

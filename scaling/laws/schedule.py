@@ -28,7 +28,7 @@ ANNEALING = Law(
     ),
     source="Tissue et al. 2024, arXiv:2408.11029, eq. 1",
     text="L = L_0 + A S_1^-α - C S_2",
-    may_be_zero=("lr_annealing",),
+    unchecked=("lr_annealing",),
 )
 
 
@@ -53,7 +53,7 @@ MULTI_POWER = Law(
     ),
     source="Luo et al. 2025, arXiv:2503.12811, as its repository states the law",
     text="L = L_0 + A S_1^-α - B Σ_k (η_(k-1) - η_k) G(η_k^-γ S_k),  G(x) = 1 - (1 + C x)^-β",
-    may_be_zero=("lr_drop", "lr_since"),
+    unchecked=("lr_drop", "lr_after", "lr_since"),
 )
 
 LAWS = (ANNEALING, MULTI_POWER)
@@ -65,7 +65,7 @@ def sums(
     warmup: int,
     by: Sequence[str] = ("run",),
     decay: float = 0.999,
-    pieces: int = 32,
+    pieces: int = 16,
 ) -> Mapping[str, Float[np.ndarray, " rows"] | list[Float[np.ndarray, " pieces"]]]:
     """The columns of the laws of this file, for every point of every curve.
 

@@ -187,7 +187,8 @@ def _tao() -> PublishedLaw:
             "alpha_2": alpha_2,
             "beta": alpha_1,
         },
-        "N_nv without vocabulary, N_v = vocabulary x width, D tokens",
+        "N_nv without vocabulary, N_v = vocabulary x width; D is what the repository's code makes of characters, their "
+        "compression at a thousandth of the vocabulary: 2.7 to 3 times the tokens",
         "Tao et al. 2024, arXiv:2407.13623, approach 3; constants of its repository, in units of one",
     )
 
@@ -238,16 +239,22 @@ def _multi_power() -> tuple[PublishedLaw, ...]:
         "100M": (2.6514477, 0.60115152, 0.45295811, 437.9464276, 2.13245612, 0.59785199, 0.65523644),
         "400M": (2.37474466, 0.65421216, 0.42878731, 523.42464371, 2.02462735, 0.59350493, 0.63472457),
     }
-    return tuple(
-        PublishedLaw(
-            f"Multi-Power {size}",
-            laws.schedule.MULTI_POWER,
-            dict(zip(names, values, strict=True)),
-            "sums of the learning rate, warm-up included",
-            "Luo et al. 2025, arXiv:2503.12811, constants of its repository",
+    peak = 3e-4
+    published = []
+    for size, values in fits.items():
+        constants = dict(zip(names, values, strict=True))
+        # Its code counts the rise of the warm-up as a negative drop, which soon adds B x peak for good.
+        constants["L_0"] += constants["B"] * peak
+        published.append(
+            PublishedLaw(
+                f"Multi-Power {size}",
+                laws.schedule.MULTI_POWER,
+                constants,
+                "S_1 from the first step, drops from the end of warm-up, peak rate 3e-4",
+                "Luo et al. 2025, arXiv:2503.12811, constants of its repository; L_0 with B x peak added",
+            )
         )
-        for size, values in fits.items()
-    )
+    return tuple(published)
 
 
 LAWS: tuple[PublishedLaw, ...] = (

@@ -7,8 +7,7 @@ from tables import isoflop_table
 
 from scaling import laws, runs
 from scaling.fitting import Kind, Objective, fit
-from scaling.laws import Law, schedule
-from scaling.uncertainty import bootstrap
+from scaling.laws import schedule
 
 PEAK, WARMUP = 3e-4, 200
 
