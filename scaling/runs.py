@@ -18,6 +18,7 @@ SCHEMA: dict[str, str] = {
     "run": "identity of the run",
     "sweep": "name of the sweep it belongs to",
     "architecture": "name of the architecture",
+    "objective": "what the loss is of; losses of different objectives cannot be compared",
     "role": "'sweep' (fitted) or 'held-out' (predicted, never fitted)",
     "params": "all parameters",
     "params_nonembedding": "parameters without token and position embeddings and head",
@@ -290,6 +291,8 @@ def check(
 def _derive(frame: pd.DataFrame, convention: Convention, sizes: set[str]) -> list[str]:
     """Adds to the frame what of N, D and C follows from the rest."""
     notes = []
+    if sizes <= set(frame) and "params" not in frame and convention.params not in frame:
+        return notes  # a law of tokens or compute alone asks for no size
     if "params" not in frame and (convention.params == "params" or convention.params not in frame):
         name = convention.params if convention.params != "params" else "params"
         _ask_for(frame, name, what=f"the table has no column {name!r}")

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import scipy.signal
 from jaxtyping import Float
 
 from scaling.laws.law import Law, coefficient, exponent, namespace, offset, positive
@@ -106,6 +105,8 @@ def sums(
 
 
 def _sums_of_run(step: np.ndarray, rate: np.ndarray, warmup: int, decay: float, pieces: int):
+    import scipy.signal  # slow to import, and only curves need it
+
     every = np.arange(1, step[-1] + 1)
     eta = np.interp(every, step, rate) * np.minimum(every / max(warmup, 1), 1.0)
     total = np.cumsum(eta)

@@ -7,12 +7,12 @@ published.table("chinchilla")                              # a frame in our colu
 from scaling.powerlaw import Compute
 from scaling.published.allocations import ALLOCATIONS, PublishedAllocation
 from scaling.published.constants import LAWS, PETAFLOP_DAY, PublishedLaw, law
-from scaling.published.tables import TABLES, PublishedTable, Rows, table
+from scaling.published.tables import TABLES, Original, PublishedTable, Rows, table
 
 SIX_ND = Compute(6.0, 1.0, 0.0)
 """The compute of large models, as published laws count it."""
 
 __all__ = [
-    "ALLOCATIONS", "LAWS", "PETAFLOP_DAY", "SIX_ND", "TABLES", "PublishedAllocation", "PublishedLaw", "PublishedTable",
-    "Rows", "law", "table",
+    "ALLOCATIONS", "LAWS", "PETAFLOP_DAY", "SIX_ND", "TABLES", "Original", "PublishedAllocation", "PublishedLaw",
+    "PublishedTable", "Rows", "law", "table",
 ]  # fmt: skip

@@ -52,9 +52,12 @@ def _hoffmann() -> tuple[PublishedLaw, ...]:
         PublishedLaw(
             "Hoffmann, unrounded",
             laws.CHINCHILLA,
-            {"E": 1.6934, "A": 406.4, "B": 410.7, "alpha": 0.3392, "beta": 0.2849},
+            {
+                **{"E": math.exp(0.5267228), "A": math.exp(6.0073404), "B": math.exp(6.0179186)},
+                **{"alpha": 0.33917084, "beta": 0.2849083},
+            },
             _TOTAL,
-            f"{paper}, LaTeX source, as read by Besiroglu et al. 2024, arXiv:2404.10102",
+            f"{paper}, digits of its LaTeX source (Besiroglu et al. 2024, arXiv:2404.10102)",
         ),
         PublishedLaw(
             "Besiroglu",
