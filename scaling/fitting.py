@@ -3,15 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import product
 
 import numpy as np
-import scipy.optimize
+import pandas as pd
 import scipy.special
 from jaxtyping import Float
 
 from scaling import laws, runs, solver
+from scaling.certificate import Certificate, at_bounds, condition, second_opinion
+from scaling.display import Displayed, Page, Section, number
 from scaling.laws import Law
+from scaling.starts import starting_points
+
+ERRORS = "loss_se"
+"""The column of standard errors; as weights it means their inverse squares."""
+
+_MANY = 2**13  # rows beyond which starts are tried on a part of the table
+_UNCERTIFIED = "NO CERTIFIED OPTIMUM, do not use these parameters: "
 
 
 class Kind(Enum):
@@ -28,10 +36,20 @@ class Objective:
     Attributes:
         kind: HUBER as in Hoffmann et al. 2022, section 3.3, or LEAST_SQUARES.
         delta: where Huber turns from quadratic to linear; 1e-3 in the paper, nearly least absolute deviations.
+        weights: a column of row weights; of `loss_se` the inverse square of the relative error is taken. Divided by
+            their mean, so that objectives stay comparable and delta keeps its meaning. None weighs runs alike, also
+            when the table has a `loss_se`: that is the error of measuring a loss on finite text, mostly common to all
+            runs and smaller than what separates a run from the law (its seed, its tuning, the form), so that weights
+            made of it would let the runs with the most evaluated text decide the fit.
     """
 
     kind: Kind = Kind.HUBER
     delta: float = 1e-3
+    weights: str | None = None
+
+    def __post_init__(self):
+        if not 0 < self.delta < np.inf:
+            raise ValueError(f"delta must be a positive log residual, such as 1e-3, not {self.delta}")
 
     @staticmethod
     def usual(rows: int) -> "Objective":
@@ -48,38 +66,37 @@ class Objective:
         """The Huber delta the solver is given."""
         return self.delta if self.kind is Kind.HUBER else solver.LEAST_SQUARES
 
+    def row_weights(self, frame: pd.DataFrame, *, target: str = "loss") -> Float[np.ndarray, " rows"]:
+        """Of every row of a table, with mean one.
+
+        Raises:
+            ValueError: no such column, or a weight that is not a positive number.
+        """
+        if self.weights is None:
+            return np.ones(len(frame))
+        if self.weights not in frame:
+            raise ValueError(
+                f"no column {self.weights!r} to weigh runs by" + runs.nearest(self.weights, map(str, frame))
+            )
+        given = pd.to_numeric(frame[self.weights], errors="coerce").to_numpy(np.float64)
+        bad = np.flatnonzero(~(np.isfinite(given) & (given > 0)))
+        if len(bad):
+            raise ValueError(
+                f"column {self.weights!r} must be positive to weigh runs by; it is not in {len(bad)} of {len(given)} "
+                f"rows (first: row {bad[0]}, {frame[self.weights].iloc[bad[0]]!r})"
+            )
+        if self.weights == ERRORS:
+            given = (frame[target].to_numpy(np.float64) / given) ** 2
+        return given / given.mean()
+
     def __str__(self) -> str:
         name = f"Huber, delta {self.delta:g}" if self.kind is Kind.HUBER else "least squares"
-        return f"sum over runs, {name}, of log residuals"
+        weighed = {None: "", ERRORS: ", weighed by 1 / loss_se^2"}.get(self.weights, f", weighed by {self.weights}")
+        return f"sum over runs, {name}, of log residuals{weighed}"
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """Evidence that the parameters are the minimum of the objective.
-
-    Attributes:
-        slack: relative decrease of the objective that another step promises; below 1e-9 is an optimum.
-        share: of the starts, those that ended within 1e-6 of the lowest objective.
-        starts: number of starts.
-        condition: condition number of the scaled Gauss-Newton matrix; above 1e12 the table does not determine
-            the parameters.
-        at_bounds: parameters that ended at a bound.
-    """
-
-    slack: float
-    share: float
-    starts: int
-    condition: float
-    at_bounds: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """An optimum, inside its bounds, determined by the table."""
-        return self.slack < 1e-9 and not self.at_bounds and self.condition < 1e12
-
-
-@dataclass(frozen=True)
-class Fit:
+class Fit(Displayed):
     """A fitted law.
 
     Attributes:
@@ -89,10 +106,12 @@ class Fit:
         value: its minimum.
         residuals: log(measured) - log(predicted), one a row.
         columns: the columns it was fitted on, by the law's names.
+        weights: of the rows, with mean one.
         convention: which columns N and C were.
         certificate: evidence of the optimum.
         notes: what was derived or dropped from the table.
-        warnings: what a reader must know before using the parameters; empty when nothing is wrong.
+        warnings: what a reader must know before using the parameters; empty when nothing is wrong. The first says so
+            when the certificate failed.
     """
 
     law: Law
@@ -100,7 +119,8 @@ class Fit:
     objective: Objective
     value: float
     residuals: Float[np.ndarray, " rows"] = field(repr=False)
-    columns: dict[str, Float[np.ndarray, " rows"]] = field(repr=False)
+    columns: dict[str, Float[np.ndarray, "rows ..."]] = field(repr=False)
+    weights: Float[np.ndarray, " rows"] = field(repr=False)
     convention: runs.Convention
     certificate: Certificate
     warnings: tuple[str, ...]
@@ -110,7 +130,7 @@ class Fit:
     def sigma(self) -> float:
         """Standard deviation of the log residuals, corrected for the number of parameters."""
         freedom = max(len(self.residuals) - len(self.parameters), 1)
-        return float(np.sqrt(np.sum(self.residuals**2) / freedom))
+        return float(np.sqrt(np.sum(self.weights * self.residuals**2) / freedom))
 
     @property
     def theta(self) -> Float[np.ndarray, " parameters"]:
@@ -120,6 +140,36 @@ class Fit:
     def predict(self, columns: Mapping[str, Float[np.ndarray, "*rows"]]) -> Float[np.ndarray, "*rows"]:
         """Loss, nats per token, at other columns."""
         return self.law(columns, self.parameters)
+
+    def page(self) -> Page:
+        """What `print`, a notebook and the command line show: the verdict, parameters, the certificate."""
+        about = f"{self.law.name} on {len(self.residuals)} runs"
+        answer = f"{about}: certified optimum, {self.law.text}"
+        warnings = self.warnings
+        if not self.certificate.passed:
+            answer, warnings = f"{about}: {warnings[0]}", warnings[1:]
+        certificate, second = self.certificate, self.certificate.second
+        evidence = (
+            ("objective", f"{self.value:.8g}"),
+            ("a further step promises", f"{certificate.slack:.1e}"),
+            ("scaled gradient", f"{certificate.gradient:.1e}"),
+            (f"share of {certificate.starts} starts that reached it", f"{certificate.share:.0%}"),
+            ("second solver (BFGS): objective", f"{second.objective:+.1e}"),
+            ("second solver (BFGS): parameters", f"{second.parameters:.1e}"),
+            ("at bounds", ", ".join(certificate.at_bounds) or "none"),
+            ("condition number", f"{certificate.condition:.1e}"),
+            ("residuals, standard deviation", f"{self.sigma:.2%}"),
+        )
+        parameters = tuple((each.name, number(self.parameters[each.name])) for each in self.law.parameters)
+        return Page(
+            answer=answer,
+            warnings=warnings,
+            sections=(
+                Section("parameters", ("parameter", "value"), parameters),
+                Section("certificate", ("evidence", "value"), evidence),
+            ),
+            notes=(f"{self.objective}; {self.convention}; {self.law.source}", *self.notes),
+        )
 
     def to_dict(self) -> dict:
         """A summary of plain types, for JSON."""
@@ -133,15 +183,9 @@ class Fit:
             "objective": self.value,
             "objective_is": str(self.objective),
             "residual": {"sigma": self.sigma, "largest": float(np.max(np.abs(self.residuals)))},
-            "certificate": {
-                "passed": self.certificate.passed,
-                "slack": self.certificate.slack,
-                "starts": self.certificate.starts,
-                "share": self.certificate.share,
-                "condition": self.certificate.condition,
-                "at_bounds": list(self.certificate.at_bounds),
-            },
+            "certificate": self.certificate.to_dict(),
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
         }
 
 
@@ -153,11 +197,13 @@ def fit(
     convention: runs.Convention | None = None,
     columns: Mapping[str, str] | None = None,
     where: str | None = None,
+    starts: int | None = None,
 ) -> Fit:
     """Fit a law to a table of runs.
 
     Residuals are of the logarithm; every start is solved to its own optimum in float64 with exact derivatives, and the
-    lowest is returned.
+    lowest is returned with its certificate. Of a table of more than 8,192 rows that many, evenly spaced, decide between
+    the starts, and the optimum is then found on all.
 
     Args:
         table: a file, a frame, or a checked `runs.Table`; every usable row that is not held out is fitted.
@@ -166,6 +212,7 @@ def fit(
         convention: which columns are N and C; `params` and `flops` unless said otherwise.
         columns: our name -> the table's, for tables that use other names.
         where: keeps rows, such as "loss < 3".
+        starts: how many starting points to spread over the law's ranges; unless said otherwise the law's own grid.
 
     Returns:
         The fit. What is wrong with it, a degenerate design for one, is in its `warnings`.
@@ -175,11 +222,11 @@ def fit(
     """
     law = laws.get(law) if isinstance(law, str) else law
     convention = convention or runs.Convention()
-    needs = (*law.columns, law.target)
+    needs = (*(name for name in law.columns if name not in law.unchecked), law.target)
     table = runs.load(table, columns=columns, where=where, convention=convention, needs=needs, minimum=1)
     frame = convention.view(table.frame)
     objective = objective or Objective.usual(len(frame))
-    for name in needs:
+    for name in (*law.columns, law.target):
         if name not in frame:
             raise ValueError(f"law {law.name!r} needs column {name!r}" + runs.nearest(name, map(str, frame.columns)))
     if len(frame) <= len(law.parameters):
@@ -187,107 +234,79 @@ def fit(
             f"law {law.name!r} has {len(law.parameters)} parameters and the table {len(frame)} usable runs; "
             f"at least {len(law.parameters) + 1} are needed"
         )
-    columns = {name: frame[name].to_numpy(np.float64) for name in law.columns}
+    columns = {name: laws.array(frame[name]) for name in law.columns}
+    for name in law.unchecked:
+        if not np.isfinite(columns[name]).all():
+            raise ValueError(f"column {name!r} is missing or not finite in some rows; law {law.name!r} needs it in all")
     target = np.log(frame[law.target].to_numpy(np.float64))
-    every = np.ones_like(target)
-    starts = solver.encode(law, starting_points(law, columns, np.exp(target)))
-    # Least squares first: smooth, so every start arrives; the robust objective then begins nearby.
-    smooth = solver.minimise(
-        law, columns, theta=starts, target=target[None], weights=every[None], delta=solver.LEAST_SQUARES
-    )
-    solution = smooth
-    if objective.kind is Kind.HUBER:
-        solution = solver.minimise(
-            law, columns, theta=smooth.theta, target=target[None], weights=every[None], delta=objective.delta
-        )
-    best = int(np.nanargmin(solution.value))
-    if not np.isfinite(solution.value[best]):
-        raise ValueError(f"law {law.name!r} is not finite on this table at any starting point")
-    parameters = dict(zip(law.names, map(float, solver.decode(law, solution.theta[best])), strict=True))
+    weights = objective.row_weights(frame, target=law.target)
+    solution, begun, certificate = _solve(law, columns, target, weights, objective, starts)
+    parameters = dict(zip(law.names, map(float, solver.decode(law, solution.theta[0])), strict=True))
     residuals = target - np.log(law(columns, parameters))
-    lowest = solution.value[best]
-    reached = solution.value <= lowest * (1 + 1e-6) + 1e-20
-    certificate = Certificate(
-        slack=float(solution.slack[best]),
-        share=float(np.mean(reached)),
-        starts=len(starts),
-        condition=_condition(law, columns, solution.theta[best]),
-        at_bounds=_at_bounds(law, solution.theta[best]),
-    )
     return Fit(
         law=law,
         parameters=parameters,
         objective=objective,
-        value=float(lowest),
+        value=float(solution.value[0]),
         residuals=residuals,
         columns=columns,
+        weights=weights,
         convention=convention,
         certificate=certificate,
         warnings=_warnings(law, columns, residuals, certificate),
-        notes=table.notes,
+        notes=(*table.notes, *begun),
     )
 
 
-def starting_points(
-    law: Law, columns: Mapping[str, Float[np.ndarray, " rows"]], loss: Float[np.ndarray, " rows"]
-) -> Float[np.ndarray, "starts parameters"]:
-    """The product of every parameter's starts, with linear parameters solved for by non-negative least squares."""
-    grids = []
-    for parameter in law.parameters:
-        unit = np.exp(np.mean(np.log(columns[parameter.unit]))) if parameter.unit else 1.0
-        grids.append((0.0,) if parameter.linear else tuple(start * unit for start in parameter.starts))
-    points = np.array(list(product(*grids)), dtype=np.float64)
-    linear = [i for i, parameter in enumerate(law.parameters) if parameter.linear]
-    for point in points if linear else ():
-        basis = np.stack([_predict_one(law, columns, point, i) for i in linear], axis=1) / loss[:, None]
-        size = np.linalg.norm(basis, axis=0)
-        size = np.where(np.isfinite(size) & (size > 0), size, 1.0)
-        solved, _ = scipy.optimize.nnls(np.nan_to_num(basis / size), np.ones(len(loss)))
-        # A coefficient of zero has no logarithm; a thousandth of the loss is small and can grow.
-        point[linear] = np.maximum(solved, 1e-3 * np.sqrt(len(loss))) / size
-    low, high = (np.array([getattr(parameter, end) for parameter in law.parameters]) for end in ("low", "high"))
-    return np.clip(points, low, high)
+def _solve(
+    law: Law, columns, target, weights, objective: Objective, starts: int | None
+) -> tuple[solver.Solution, tuple[str, ...], Certificate]:
+    """The optimum, a batch of one; what to note about how it was found; its certificate."""
+    rows = np.arange(len(target))
+    notes = ()
+    if len(rows) > _MANY:
+        rows = np.linspace(0, len(target) - 1, _MANY).astype(int)
+        notes = (f"starts and second solver: on {_MANY:,} of {len(target):,} rows, evenly spaced; optimum: on all.",)
+    part = {name: values[rows] for name, values in columns.items()}
+    problem = {"target": target[rows], "weights": weights[rows], "delta": objective.threshold}
 
+    def minimise(theta, delta):
+        shared = problem["target"][None], problem["weights"][None]
+        return solver.minimise(law, part, theta=theta, target=shared[0], weights=shared[1], delta=delta)
 
-def _predict_one(law: Law, columns, point: np.ndarray, only: int) -> np.ndarray:
-    values = point.copy()
-    values[only] = 1.0
-    others = [i for i, parameter in enumerate(law.parameters) if parameter.linear and i != only]
-    values[others] = 0.0
-    return np.broadcast_to(law(columns, dict(zip(law.names, values, strict=True))), next(iter(columns.values())).shape)
-
-
-def _condition(law: Law, columns, theta: np.ndarray) -> float:
-    jacobian = np.stack(
-        [_central_difference(law, columns, theta, i) for i in range(len(theta))],
-        axis=1,
+    # Least squares first: smooth, so every start arrives; the robust objective then begins nearby.
+    begin = solver.encode(law, starting_points(law, part, np.exp(target[rows]), count=starts))
+    solution = smooth = minimise(begin, solver.LEAST_SQUARES)
+    if objective.kind is Kind.HUBER:
+        solution = minimise(smooth.theta, objective.delta)
+    if not np.isfinite(solution.value).any():
+        raise ValueError(f"law {law.name!r} is not finite on this table at any starting point")
+    best = int(np.nanargmin(solution.value))
+    share = float(np.mean(solution.value <= solution.value[best] * (1 + 1e-6) + 1e-20))
+    solution = solver.Solution(*(field[[best]] for field in solution))
+    others = begin[[len(begin) // 2]]
+    second = second_opinion(law, part, **problem, solution=solution, starts=others)
+    if len(rows) < len(target):
+        solution = solver.minimise(
+            law, columns, theta=solution.theta, target=target[None], weights=weights[None], delta=objective.threshold
+        )
+    certificate = Certificate(
+        slack=float(solution.slack[0]),
+        gradient=float(solution.gradient[0]),
+        share=share,
+        starts=len(begin),
+        second=second,
+        condition=condition(solution.gauss[0]),
+        at_bounds=tuple(np.array(law.names)[at_bounds(law, solution.theta[0])].tolist()),
     )
-    size = np.linalg.norm(jacobian, axis=0)
-    if not np.all(np.isfinite(size)) or np.any(size == 0):
-        return float("inf")
-    return float(np.linalg.cond(jacobian / size) ** 2)
-
-
-def _central_difference(law: Law, columns, theta: np.ndarray, i: int) -> np.ndarray:
-    step = 1e-6 * max(1.0, abs(theta[i]))
-    ends = []
-    for sign in (1, -1):
-        moved = theta.copy()
-        moved[i] += sign * step
-        values = dict(zip(law.names, solver.decode(law, moved), strict=True))
-        ends.append(np.log(np.broadcast_to(law(columns, values), next(iter(columns.values())).shape)))
-    return (ends[0] - ends[1]) / (2 * step)
-
-
-def _at_bounds(law: Law, theta: np.ndarray) -> tuple[str, ...]:
-    low, high = (solver.encode(law, np.array([getattr(p, end) for p in law.parameters])) for end in ("low", "high"))
-    near = np.isclose(theta, low, rtol=0, atol=1e-9) | np.isclose(theta, high, rtol=1e-9)
-    return tuple(parameter.name for parameter, flag in zip(law.parameters, near, strict=True) if flag)
+    return solution, notes, certificate
 
 
 def _warnings(law: Law, columns, residuals: np.ndarray, certificate: Certificate) -> tuple[str, ...]:
     found = []
-    logs = {name: np.log(values) for name, values in columns.items()}
+    if failures := certificate.failures():
+        found.append(_UNCERTIFIED + " ".join(failures))
+    logs = {name: np.log(values) for name, values in columns.items() if name not in law.unchecked}
     constant = [name for name, values in logs.items() if np.ptp(values) < 1e-6]
     for name in constant:
         found.append(f"every run has the same {name}, so its exponent and weight cannot be told from a constant.")
@@ -299,16 +318,6 @@ def _warnings(law: Law, columns, residuals: np.ndarray, certificate: Certificate
                     f"{one} and {other} rise together in every run (a collinear design), so their effects cannot be "
                     "told apart; do not extrapolate from this fit."
                 )
-    if certificate.slack >= 1e-9:
-        found.append(f"the solver did not reach an optimum (a further step promises {certificate.slack:.1e} of it).")
-    for name in certificate.at_bounds:
-        found.append(f"{name} ended at the bound of its range: the table does not determine it.")
-    if certificate.condition >= 1e12:
-        found.append(
-            f"the table does not determine the parameters separately (condition number {certificate.condition:.1e})."
-        )
-    if certificate.starts > 1 and certificate.share * certificate.starts < 1.5:
-        found.append(f"only one of {certificate.starts} starts reached the lowest objective.")
     structure = _structure(list(logs.values()), residuals, len(law.parameters))
     if structure < 1e-3:
         found.append(

@@ -1,28 +1,37 @@
 """The minimiser: many small robust regressions at once, in float64, each to its own optimum.
 
 Problems share a law and its columns and differ in starting point, target and row weights, so the starts of one fit and
-the resamples of a bootstrap are the same call. Each iteration tries two damped steps and keeps the better: iteratively
-reweighted Gauss-Newton, which goes downhill from anywhere, and Newton on the exact Hessian, which ends quadratically
-where the Huber loss is nearly an absolute value and reweighting crawls.
+the resamples of a bootstrap are the same call. A step is Newton's on the exact Hessian, which ends quadratically where
+the Huber loss is nearly an absolute value and reweighting crawls; where that Hessian bends down, the step is that of
+iteratively reweighted Gauss-Newton, which goes downhill from anywhere.
+
+Each thread holds a fixed number of problems, in slots; a finished one makes room for the next, so that none waits for
+another and one compiled program serves any number of problems.
 """
 
-from functools import lru_cache
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from scaling.laws import Law, Scale
+from scaling.derivatives import Expansion, compiled
+from scaling.laws import Law, Scale, array
 
 LEAST_SQUARES = 1e6
 """A Huber delta no log residual reaches."""
 
-_CONVERGED = 1e-13  # share of the objective that a full step still promises
+_CONVERGED = 1e-14  # share of the objective that a further step promises
 _ITERATIONS = 300
-_SLOTS = 64
-_DAMPING = (1e-15, 1e-2, 1e12)  # least, first, most
+_CELLS = 2**14  # problems x rows that a thread has under way: few enough for the processor's cache
+_SLOTS = (1, 256)  # least and most problems under way
+_DAMPING = (1e-15, 1e12)  # least and most
+_FIRST = (1e-4, 1.0)  # damping of the first step, near an optimum and far from one
+_ROWS = 32  # the smallest table a program is compiled for
 
 
 class Solution(NamedTuple):
@@ -32,11 +41,18 @@ class Solution(NamedTuple):
         theta: parameters as the solver moves them (logarithms where the scale is LOG).
         value: sum over rows of weight x Huber(log residual).
         slack: relative decrease of the objective that another step promises; tiny at an optimum.
+        gradient: its largest derivative among parameters not at a bound, each parameter in units of its own curvature
+            and the objective relative to its value: 0 at an optimum, 1 where residuals are parallel to a sensitivity.
+        gauss: Gauss-Newton matrix at the optimum, each row weighted by Huber'(r) / r.
+        hessian: exact second derivatives at the optimum.
     """
 
     theta: Float[np.ndarray, "batch parameters"]
     value: Float[np.ndarray, " batch"]
     slack: Float[np.ndarray, " batch"]
+    gradient: Float[np.ndarray, " batch"]
+    gauss: Float[np.ndarray, "batch parameters parameters"]
+    hessian: Float[np.ndarray, "batch parameters parameters"]
 
 
 def encode(law: Law, values: Float[np.ndarray, "... parameters"]) -> Float[np.ndarray, "... parameters"]:
@@ -52,142 +68,15 @@ def decode(law: Law, theta: Float[np.ndarray, "... parameters"]) -> Float[np.nda
     return np.where(log, np.exp(np.where(log, theta, 0.0)), theta)
 
 
-def _log_prediction(law: Law, theta: jax.Array, columns: dict[str, jax.Array]) -> jax.Array:
-    values = {
-        parameter.name: jnp.exp(theta[i]) if parameter.scale is Scale.LOG else theta[i]
-        for i, parameter in enumerate(law.parameters)
-    }
-    return jnp.log(law.formula(**columns, **values))
-
-
-def _objective(law: Law, theta, target, weights, columns, delta) -> jax.Array:
-    residual = target - _log_prediction(law, theta, columns)
-    size = jnp.abs(residual)
-    huber = jnp.where(size <= delta, residual**2 / 2, delta * (size - delta / 2))
-    value = jnp.sum(jnp.where(weights > 0, weights * huber, 0.0))
-    return jnp.where(jnp.isfinite(value), value, jnp.inf)
-
-
-def _models(law: Law, theta, target, weights, columns, delta) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradient, reweighted Gauss-Newton matrix and exact Hessian of the objective."""
-
-    def predict(theta):
-        return _log_prediction(law, theta, columns)
-
-    residual = target - predict(theta)
-    jacobian = jax.jacfwd(predict)(theta)
-    size = jnp.abs(residual)
-    reweighted = weights * jnp.where(size <= delta, 1.0, delta / jnp.maximum(size, delta))
-    pull = reweighted * residual
-    curvature = jax.hessian(lambda theta: pull @ predict(theta))(theta)
-    gauss = (jacobian * reweighted[:, None]).T @ jacobian
-    newton = (jacobian * (weights * (size <= delta))[:, None]).T @ jacobian - curvature
-    return -pull @ jacobian, gauss, newton
-
-
-@lru_cache(maxsize=64)
-def _compiled(law: Law):
-    """The two functions of a law the loop calls, over a batch of problems."""
-    problem = (0, 0, 0, None, None)
-    return tuple(
-        jax.jit(jax.vmap(lambda *arguments, function=function: function(law, *arguments), in_axes=problem))
-        for function in (_objective, _models)
-    )
-
-
-def _solve(matrix: np.ndarray, damping: np.ndarray, scale: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """(matrix + damping x diag(scale^2))^-1 vector, equilibrated so that parameters of any magnitude mix.
-
-    Elimination written out over the batch. A zero pivot gives a step that is not finite, and the caller refuses it like
-    any step that does not go downhill.
-    """
-    size = scale.shape[1]
-    rows = matrix / (scale[:, :, None] * scale[:, None, :]) + damping[:, None, None] * np.eye(size)
-    right = vector / scale
-    for i in range(size):
-        for j in range(i + 1, size):
-            factor = rows[:, j, i] / rows[:, i, i]
-            rows[:, j] -= factor[:, None] * rows[:, i]
-            right[:, j] -= factor * right[:, i]
-    for i in reversed(range(size)):
-        right[:, i] = (right[:, i] - np.sum(rows[:, i, i + 1 :] * right[:, i + 1 :], axis=1)) / rows[:, i, i]
-    return right / scale
-
-
-class _Slots:
-    """A fixed number of problems under way; a finished one makes room for the next, so that none waits for another."""
-
-    def __init__(self, law, columns, theta, target, weights, delta):
-        self.law, self.columns, self.delta = law, columns, np.float64(delta)
-        self.theta, self.target, self.weights = theta, target, weights
-        self.low, self.high = (
-            encode(law, np.array([getattr(p, end) for p in law.parameters])) for end in ("low", "high")
-        )
-        self.objective, self.models = _compiled(law)
-        self.solution = Solution(*(np.full(shape, np.nan) for shape in (theta.shape, len(theta), len(theta))))
-
-    def _rows(self, problems: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(
-            part[problems if len(part) > 1 else np.zeros_like(problems)] for part in (self.target, self.weights)
-        )
-
-    def run(self, slots: int) -> Solution:
-        total = len(self.theta)
-        problem = np.arange(slots) % total
-        waiting = slots
-        live = np.arange(slots) < total
-        target, weights = self._rows(problem)
-        theta = np.clip(self.theta[problem], self.low, self.high)
-        value = np.asarray(self.objective(theta, target, weights, self.columns, self.delta))
-        damping, age = np.full(slots, _DAMPING[1]), np.zeros(slots, int)
-        while live.any():
-            theta, value, damping, slack = self._step(theta, value, damping, target, weights)
-            age += 1
-            exact = value < 1e-26 * weights.sum(axis=1)  # nothing left but rounding
-            slack = np.where(exact, 0.0, slack)
-            ended = (slack <= _CONVERGED) | (age >= _ITERATIONS) | (damping >= _DAMPING[2]) | ~np.isfinite(value)
-            done = np.flatnonzero(live & ended)
-            if not len(done):
-                continue
-            for kept, part in zip(self.solution, (theta, value, slack), strict=True):
-                kept[problem[done]] = part[done]
-            fresh = done[: max(total - waiting, 0)]
-            live[done[len(fresh) :]] = False
-            if len(fresh):
-                problem[fresh] = np.arange(waiting, waiting + len(fresh))
-                waiting += len(fresh)
-                target[fresh], weights[fresh] = self._rows(problem[fresh])
-                theta[fresh] = np.clip(self.theta[problem[fresh]], self.low, self.high)
-                started = np.asarray(self.objective(theta, target, weights, self.columns, self.delta))
-                value[fresh], damping[fresh], age[fresh] = started[fresh], _DAMPING[1], 0
-        return self.solution
-
-    def _step(self, theta, value, damping, target, weights):
-        rows = (target, weights, self.columns, self.delta)
-        gradient, gauss, newton = (np.array(part) for part in self.models(theta, *rows))
-        free = ~(((theta <= self.low) & (gradient > 0)) | ((theta >= self.high) & (gradient < 0)))
-        both, identity = free[:, :, None] & free[:, None, :], np.eye(theta.shape[1])
-        gradient = np.where(free, gradient, 0.0)
-        gauss, newton = (np.where(both, part, identity * ~free[:, None, :]) for part in (gauss, newton))
-        diagonal = np.einsum("bii->bi", gauss)
-        scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-        # The quadratic that bounds the Huber loss from above promises at least this decrease.
-        promise = np.sum(gradient * _solve(gauss, np.full(len(theta), 1e-14), scale, gradient), axis=1) / 2
-        moved, lowest = theta, value
-        for matrix in (gauss, newton):
-            candidate = np.clip(theta - _solve(matrix, damping, scale, gradient), self.low, self.high)
-            candidate = np.where(np.isfinite(candidate).all(axis=1, keepdims=True), candidate, theta)
-            reached = np.asarray(self.objective(candidate, *rows))
-            better = reached < lowest
-            moved, lowest = np.where(better[:, None], candidate, moved), np.where(better, reached, lowest)
-        downhill = lowest < value
-        damping = np.clip(np.where(downhill, damping / 8, damping * 5), _DAMPING[0], _DAMPING[2])
-        return moved, lowest, damping, np.abs(promise) / (value + 1e-300)
+def limits(law: Law) -> tuple[Float[np.ndarray, " parameters"], Float[np.ndarray, " parameters"]]:
+    """Lower and upper bounds of a law's parameters in the solver's coordinates."""
+    low, high = (encode(law, np.array([getattr(p, end) for p in law.parameters])) for end in ("low", "high"))
+    return low, high
 
 
 def minimise(
     law: Law,
-    columns: dict[str, Float[np.ndarray, " rows"]],
+    columns: dict[str, Float[np.ndarray, "rows ..."]],
     *,
     theta: Float[np.ndarray, "batch parameters"],
     target: Float[np.ndarray, "targets rows"],
@@ -205,21 +94,149 @@ def minimise(
         delta: of the Huber loss; `LEAST_SQUARES` for least squares.
 
     Returns:
-        The optima. Memory beyond inputs and outputs does not grow with the batch.
+        The optima; value inf where the law is not finite at the starting point. Memory beyond inputs and outputs does
+        not grow with the batch, and no digit depends on the number of processors.
     """
-    rows = target.shape[-1]
-    # Few distinct shapes, so that tables and resamples of any size share a compiled program.
-    padded = max(32, 1 << (rows - 1).bit_length())
-    fill = ((0, 0), (0, padded - rows))
-    wide = {name: np.pad(np.asarray(columns[name], np.float64), fill[1], mode="edge") for name in law.columns}
-    with jax.enable_x64(True), jax.default_device(_host()), np.errstate(all="ignore"):
-        slots = _Slots(law, wide, np.asarray(theta), np.pad(target, fill), np.pad(weights, fill), delta)
-        return slots.run(int(np.clip(2**18 // padded, 1, _SLOTS)))
+    rows, batch = target.shape[-1], len(theta)
+    padded = padding(rows)
+    columns = {name: pad(array(columns[name]), padded, mode="edge") for name in law.columns}
+    problems = _Problems(
+        law, columns, np.asarray(theta), pad(target.T, padded).T, pad(weights.T, padded).T, np.float64(delta)
+    )
+    slots = int(np.clip(_CELLS // padded, *_SLOTS))
+    workers = int(np.clip(batch // slots, 1, _processors()))
+    shards = np.array_split(np.arange(batch), workers)
+    solution = Solution(*(np.full((batch, *shape), np.nan) for shape in _shapes(len(law.parameters))))
+    with ThreadPoolExecutor(workers) as pool:  # XLA leaves Python's lock free while it computes
+        list(pool.map(lambda shard: _solve(problems, shard, slots, solution), shards))
+    return solution
 
 
-def _host() -> jax.Device | None:
-    """Fits run on the host's processor: float64, small, and not worth an accelerator's compile time."""
+def _processors() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def padding(rows: int) -> int:
+    """Rows of the program a table is solved by: few distinct numbers, so that tables of like size share one."""
+    return max(_ROWS, 1 << (rows - 1).bit_length())
+
+
+def pad(values: Float[np.ndarray, "rows ..."], rows: int, *, mode: str = "constant") -> Float[np.ndarray, "padded ..."]:
+    """Rows added at the end: zeros, or with mode "edge" copies of the last."""
+    return np.pad(values, ((0, rows - len(values)), *((0, 0),) * (values.ndim - 1)), mode=mode)
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """Float64 on the host's processor: fits are small, and not worth an accelerator's compile time."""
     try:
-        return jax.local_devices(backend="cpu")[0]
+        device = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # the platforms were restricted to an accelerator
-        return None
+        device = None
+    with jax.enable_x64(True), jax.default_device(device), np.errstate(all="ignore"):
+        yield
+
+
+class _Problems(NamedTuple):
+    law: Law
+    columns: dict[str, np.ndarray]
+    theta: np.ndarray
+    target: np.ndarray
+    weights: np.ndarray
+    delta: np.float64
+
+    def rows(self, problems: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and weights of some problems."""
+        return tuple(
+            part[problems if len(part) > 1 else np.zeros_like(problems)] for part in (self.target, self.weights)
+        )
+
+
+def _shapes(parameters: int) -> tuple[tuple[int, ...], ...]:
+    one, two = (parameters,), (parameters, parameters)
+    return one, (), (), (), two, two
+
+
+def _solve(problems: _Problems, shard: np.ndarray, slots: int, solution: Solution) -> None:
+    """Solve some of the problems; their part of the solution is filled in."""
+    with on_host():
+        law, expand = problems.law, compiled(problems.law)
+        low, high = limits(law)
+        shared = jax.device_put((problems.columns, problems.delta))
+        problem = shard[np.arange(slots) % len(shard)]
+        waiting = min(slots, len(shard))
+        live = np.arange(slots) < waiting
+        target, weights = problems.rows(problem)
+        candidate = np.clip(problems.theta[problem], low, high)
+        theta, value, damping, age = candidate, np.full(slots, np.inf), np.full(slots, np.nan), np.zeros(slots)
+        at = None
+        while live.any():
+            reached = Expansion(*map(np.asarray, expand(candidate, target, weights, *shared)))
+            downhill = reached.value < value
+            theta, value = np.where(downhill[:, None], candidate, theta), np.where(downhill, reached.value, value)
+            at = (
+                reached
+                if at is None
+                else Expansion(*(_choose(downhill, *pair) for pair in zip(reached, at, strict=True)))
+            )
+            damping = np.clip(np.where(downhill, damping / 10, damping * 20), *_DAMPING)
+            step, slack, gradient, damping = _step(at, theta, damping, low, high)
+            exact = value < 1e-26 * weights.sum(axis=1)  # nothing left but rounding
+            slack, gradient = np.where(exact, 0.0, slack), np.where(exact, 0.0, gradient)
+            age += 1
+            ended = (slack <= _CONVERGED) | (age >= _ITERATIONS) | (damping >= _DAMPING[1]) | ~np.isfinite(value)
+            candidate = np.clip(theta - step, low, high)
+            done = np.flatnonzero(live & ended)
+            if not len(done):
+                continue
+            state = (theta, value, slack, gradient, at.gauss, at.hessian)
+            for kept, part in zip(solution, state, strict=True):
+                kept[problem[done]] = part[done]
+            fresh = done[: len(shard) - waiting]
+            live[done[len(fresh) :]] = False
+            problem[fresh] = shard[waiting : waiting + len(fresh)]
+            waiting += len(fresh)
+            target[fresh], weights[fresh] = problems.rows(problem[fresh])
+            candidate[fresh] = np.clip(problems.theta[problem[fresh]], low, high)
+            value[fresh], damping[fresh], age[fresh] = np.inf, np.nan, 0
+
+
+def _choose(which: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.where(which.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
+
+
+def _step(at: Expansion, theta, damping, low, high) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The damped step, what an undamped one promises, and the scaled gradient, all with bounds in force held."""
+    free = ~(((theta <= low) & (at.gradient > 0)) | ((theta >= high) & (at.gradient < 0)))
+    both, held = free[:, :, None] & free[:, None, :], np.eye(theta.shape[1]) * ~free[:, None, :]
+    gradient = np.where(free, at.gradient, 0.0)
+    gauss, hessian = (np.where(both, part, held) for part in (at.gauss, at.hessian))
+    diagonal = np.einsum("bii->bi", gauss)
+    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    # Equilibrated, so that parameters of any magnitude mix.
+    gauss, hessian = (part / (scale[:, :, None] * scale[:, None, :]) for part in (gauss, hessian))
+    scaled, identity = gradient / scale, np.eye(theta.shape[1])
+    # The quadratic that bounds the Huber loss from above promises at least this decrease.
+    promise = np.sum(scaled * _eliminate(gauss + 1e-14 * identity, scaled.copy()), axis=1) / 2
+    slack = np.abs(promise) / (at.value + 1e-300)
+    damping = np.where(np.isnan(damping), np.clip(slack**2, *_FIRST), damping)
+    ridge = damping[:, None, None] * identity
+    both = np.concatenate([hessian + ridge, gauss + ridge]), np.concatenate([scaled, scaled])
+    newton, safe = np.split(_eliminate(*both), 2)
+    step = np.where(np.isfinite(newton).all(axis=1, keepdims=True), newton, np.nan_to_num(safe)) / scale
+    return step, slack, np.max(np.abs(scaled), axis=1) / np.sqrt(2 * at.value + 1e-300), damping
+
+
+def _eliminate(rows: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solutions of a batch of small symmetric systems, by Gauss; not a number where one is not positive definite."""
+    size = right.shape[1]
+    for i in range(size):
+        pivot = np.where(rows[:, i, i] > 0, rows[:, i, i], np.nan)
+        factor = rows[:, i + 1 :, i] / pivot[:, None]
+        rows[:, i + 1 :, i:] -= factor[:, :, None] * rows[:, i, None, i:]
+        right[:, i + 1 :] -= factor * right[:, i, None]
+        rows[:, i, i] = pivot
+    for i in reversed(range(size)):
+        right[:, i] = (right[:, i] - np.sum(rows[:, i, i + 1 :] * right[:, i + 1 :], axis=1)) / rows[:, i, i]
+    return right

@@ -30,12 +30,6 @@ def table_of(name, noise, seed=0):
     return frame.assign(loss=true * np.exp(noise * shocks))
 
 
-def test_every_law_has_a_known_table():
-    assert set(KNOWN) == set(laws.LAWS)
-    for law in laws.LAWS.values():
-        assert "arXiv" in law.source
-
-
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_exact_tables_give_the_parameters_back_and_noisy_ones_within_the_interval(name):
     exact = fit(table_of(name, 0.0), name)
