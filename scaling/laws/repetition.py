@@ -6,7 +6,7 @@ _EXPONENTS = (0.25, 0.4)
 
 
 def effective(total, unique, half_life):
-    """Unique units that are worth as much as `total` of which only `unique` differ: eq. 5 for tokens, 6 for parameters.
+    """Unique units that are worth as much as `total` of which only `unique` differ.
 
     U + U R* (1 - exp(-R / R*)) with R = total / unique - 1 repetitions: each is worth less than the one before, and all
     together never more than R* fresh ones. Repeated little, as good as fresh; R* to infinity, always.

@@ -28,7 +28,7 @@ VOCABULARY = Law(
         exponent("alpha_2", starts=(0.4, 0.7), meaning="exponent of vocabulary parameters"),
         exponent("beta", starts=(0.3, 0.5), meaning="exponent of tokens"),
     ),
-    source="Tao et al. 2024, arXiv:2407.13623, section 4.3 (approach 3), which sets α_1 = β",
+    source="Tao et al. 2024, arXiv:2407.13623, approach 3, which sets α_1 = β",
     text="L_u = -E + A_1 / N_nv^α_1 + A_2 / N_v^α_2 + B / D^β",
     target="perplexity_ratio",
 )

@@ -121,6 +121,13 @@ KNOWN = {
             **{"gamma_w": 2.67, "gamma_a": 2.21, "gamma_kv": 0.96},
         },
     ),
+    "training-precision-shifted": (
+        lambda: sizes(bits_weights=[3, 4, 6, 8, 16], bits_activations=[4, 5, 6, 8, 16], bits_kv=[3, 4, 5, 6, 16]),
+        {
+            **{"E": 2.76, "A": 4299.0, "B": 18060.0, "alpha": 0.4965, "beta": 0.4965},
+            **{"gamma_w": 2.67, "gamma_a": 2.21, "gamma_kv": 0.96, "n_w": 0.3, "n_a": 1.4, "n_kv": 2.4},
+        },
+    ),
     "post-training-precision": (
         lambda: sizes(bits_post=[3, 4, 5, 6]),
         {"C_T": 0.0598, "gamma_D": 0.5068, "gamma_N": 0.3439, "gamma_post": 0.5907},

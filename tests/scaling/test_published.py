@@ -141,12 +141,15 @@ def test_taos_vocabulary_for_70_billion_parameters():
     assert vocab[np.argmin(ratio)] == pytest.approx(216e3, rel=0.02)
 
 
-def test_sixteen_bits_are_nearly_all_parameters_and_overtrained_models_quantize_worse():
-    law = published.law("Kumar, training")
-    bits = dict.fromkeys(("bits_weights", "bits_activations", "bits_kv"), 16.0)
-    whole = 2.7648 + 4.299e3 * 1e8**-0.4965 + 1.806e4 * 1e10**-0.4965
-    assert whole < law(params=1e8, tokens=1e10, **bits) < whole + 2e-3
-    assert law(params=1e8, tokens=1e10, **bits | {"bits_weights": 4.0}) > whole + 0.05
+def test_kumars_optimal_precision_and_quantizing_the_overtrained():
+    """Section 4.3.2: with C = 6/16 N D P and α = β, P / (N_eff / N) is lowest at 7 to 8 bits, whatever the budget."""
+    law, bits = published.law("Kumar, training"), np.linspace(4, 16, 1201)
+    size = {"params": 1e8, "tokens": 1e30}
+    loss = law(**size, **dict.fromkeys(("bits_weights", "bits_activations", "bits_kv"), bits))
+    p = law.parameters
+    share = ((loss - p["E"]) / p["A"]) ** (-1 / p["alpha"]) / 1e8
+    assert 7 <= bits[np.argmin(bits / share)] <= 8
+    assert share[-1] == pytest.approx(1.0, abs=0.01)
     after = published.law("Kumar, after training")
     assert after(params=1e8, tokens=1e11, bits_post=4.0) > 3 * after(params=1e8, tokens=1e10, bits_post=4.0)
 
