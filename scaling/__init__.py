@@ -2,7 +2,7 @@
 
 import importlib
 
-_ROOMS = {"fit": "fitting"}
+_ROOMS = {"fit": "fitting", "audit": "auditing", "plan": "planning", "compare": "comparing"}
 
 
 def __getattr__(name: str):

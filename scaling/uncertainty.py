@@ -68,6 +68,11 @@ class Draws:
         """The intervals in words."""
         raise NotImplementedError
 
+    @property
+    def by_name(self) -> dict[str, Float[np.ndarray, " draws"]]:
+        """The draws of each parameter."""
+        return dict(zip(self.fit.law.names, self.samples.T, strict=True))
+
     def interval(self, name: str) -> Estimate:
         """Of one parameter.
 
@@ -85,7 +90,7 @@ class Draws:
         """Of anything the parameters determine."""
         if quantity.name in self.fit.law.names:
             return self.interval(quantity.name)
-        samples = quantity(dict(zip(self.fit.law.names, self.samples.T, strict=True)))
+        samples = quantity(self.by_name)
         value = float(quantity(self.fit.parameters))
         return self._positive(samples, value) if quantity.positive else self.of(samples, value)
 
