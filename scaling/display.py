@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
 _WIDTH = 110
+_NUMERIC = tuple("0123456789+-−–∞")  # what a cell begins with that is set to the right
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,17 @@ class Section:
 
     Attributes:
         title: what it shows.
-        header: names of the columns; the first is text, the others numbers.
+        header: names of the columns.
         rows: cells as they are shown.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    def text(self) -> tuple[bool, ...]:
+        """For each column whether it holds words, which are set to the left: the first, and those without a number."""
+        return tuple(i == 0 or not any(row[i][:1] in _NUMERIC for row in self.rows) for i in range(len(self.header)))
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,8 @@ class Displayed(ABC):
         for section in page.sections:
             yield f"\n[dim]{escape(section.title)}[/]"
             table = Table(box=None, pad_edge=False, header_style="dim")
-            for i, name in enumerate(section.header):
-                table.add_column(escape(name), justify="right" if i else "left")
+            for name, left in zip(section.header, section.text(), strict=True):
+                table.add_column(escape(name), justify="left" if left else "right")
             for row in section.rows:
                 table.add_row(*(escape(cell) for cell in row))
             yield table
@@ -134,6 +139,11 @@ def count(value: float) -> str:
 def number(value: float) -> str:
     """Four digits, and a dash for what could not be known."""
     return f"{value:.4g}" if math.isfinite(value) else "–"
+
+
+def end(value: float) -> str:
+    """An end of an interval: infinity is said, since the search for it found none."""
+    return number(value) if math.isfinite(value) else ("−∞" if value < 0 else "∞")
 
 
 def share(value: float) -> str:

@@ -7,18 +7,20 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
+
+from scaling.display import Displayed, Page, Section, end, number, plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaling.display import Displayed
+    from scaling.confidence import Intervals
     from scaling.fitting import Fit
     from scaling.held_out import HeldOut
+    from scaling.identifiability import Identifiability
     from scaling.study import Study
-    from scaling.uncertainty import Bootstrap
 
 _WIDTH = 120  # of output that goes to a file
 
@@ -37,6 +39,8 @@ class TableOptions:
     """Column with the held-out loss, nats per token."""
     flops: str = "flops"
     """Column with the training FLOPs."""
+    map: tuple[str, ...] = ()
+    """Other columns a law reads, by the table's names or expressions of them, such as: --map unique_tokens=uniq."""
     where: str | None = None
     """Keep only rows for which this holds, such as 'loss < 3'."""
     resamples: int = 1000
@@ -49,12 +53,18 @@ class TableOptions:
         from scaling import runs
 
         names = {name: getattr(self, name) for name in ("params", "tokens", "loss", "flops")}
+        for each in self.map:
+            ours, equals, theirs = each.partition("=")
+            if not (ours and equals and theirs):
+                raise ValueError(f"--map takes NAME=COLUMN, such as unique_tokens=uniq, not {each!r}")
+            names[ours.strip()] = theirs.strip()
         return runs.read(self.table, columns={k: v for k, v in names.items() if v != k}, where=self.where)
 
     def mapping(self) -> str:
         """The options that differ from their defaults, as typed."""
         given = [(name, getattr(self, name)) for name in ("params", "tokens", "loss", "flops")]
         said = [f" --{name} {shlex.quote(value)}" for name, value in given if value != name]
+        said += [" --map" + "".join(f" {shlex.quote(each)}" for each in self.map)] if self.map else []
         said += [f" --where {shlex.quote(self.where)}"] if self.where else []
         said += [f" --{name} {value}" for name, value, usual in self._counts() if value != usual]
         return "".join(said)
@@ -83,38 +93,129 @@ class TableOptions:
 class Command(TableOptions):
     """Fit a scaling law to a table of runs and say how sure it is.
 
-    Prints parameters with 95 % intervals and what to know before trusting them; --json prints one object instead.
-    Laws: chinchilla, kaplan-n, kaplan-d, kaplan-c, kaplan-nd, and power-X, floor-X for X in params, tokens, flops.
-    Rows with role 'held-out' are left out.
+    Prints parameters with 95 % intervals, the evidence that they are the optimum, and what to know before trusting
+    them; --json prints one object instead. `scaling fit runs.csv --law ?` lists the laws. Rows with role 'held-out'
+    are left out.
     """
 
     law: str = "chinchilla"
     """Name of the law."""
     json: bool = False
     """Print one JSON object: law, columns, parameters, intervals, objective, certificate, warnings."""
+    least_squares: bool = False
+    """Minimise squares of log residuals in place of their Huber loss."""
     delta: float | None = None
     """Of the Huber loss on log residuals; by default 1e-3 from 100 runs on (as Hoffmann et al.), 1e-2 below."""
+    weights: str | None = None
+    """Column of row weights; of loss_se the inverse square of the relative error is taken."""
+    intervals: Literal["usual", "bootstrap", "laplace", "profile"] = "usual"
+    """How intervals are found; by default the bootstrap from 100 runs on, the profile likelihood below."""
+    clusters: str | None = None
+    """Column whose equal values mark rows that share their noise, such as checkpoints of one run."""
+    identify: bool = False
+    """Say of every parameter whether the table determines it (a profile of each; takes a few seconds more)."""
 
     def __call__(self) -> int:
         """Fit and print."""
-        from scaling import laws
-        from scaling.fitting import Objective, fit
-        from scaling.uncertainty import bootstrap
+        from scaling import laws, runs
+        from scaling.confidence import Method, intervals
+        from scaling.fitting import Kind, Objective, fit
+        from scaling.identifiability import identify
 
+        if self.law == "?":
+            print_laws()
+            return 0
         law = laws.get(self.law)
-        objective = Objective(delta=self.delta) if self.delta else None
-        found = fit(self.read(), law, objective=objective)
+        needs = (*(name for name in law.columns if name not in law.unchecked), law.target)
+        table = runs.load(self.read(), needs=needs, minimum=1)
+        usual = Objective.usual(len(table.frame))
+        kind = Kind.LEAST_SQUARES if self.least_squares else Kind.HUBER
+        found = fit(table, law, objective=Objective(kind, self.delta or usual.delta, self.weights))
+        labels = self._labels(table.frame)
+        method = None if self.intervals == "usual" else Method(self.intervals)
+        shown = Shown(found, columns={name: getattr(self, name, name) for name in law.columns})
         try:
-            boot = bootstrap(found, resamples=self.resamples, seed=self.seed)
+            sure = intervals(
+                found, method=method, resamples=self.resamples, seed=self.seed, clusters=labels,
+                replicates=_replicates(table.frame, law.target),
+            )  # fmt: skip
+            shown = replace(shown, intervals=sure)
+            if self.identify:
+                draws = sure.draws if method is Method.BOOTSTRAP else None
+                shown = replace(shown, verdicts=identify(found, draws=draws, seed=self.seed, clusters=labels))
         except ValueError as error:
             if not found.warnings:
                 raise
-            boot, found = None, replace(found, warnings=(*found.warnings, f"no intervals: {error}"))
-        if self.json:
-            print_json(found, boot, found.notes, columns={name: getattr(self, name, name) for name in law.columns})
-        else:
-            print_table(found, boot, found.notes)
+            shown = replace(shown, fit=replace(found, warnings=(*found.warnings, f"no intervals: {error}")))
+        print_result(shown, as_json=self.json)
         return 0
+
+    def _labels(self, frame: pd.DataFrame):
+        from scaling.runs import nearest
+
+        if self.clusters is None:
+            return None
+        if self.clusters not in frame:
+            raise ValueError(f"no column {self.clusters!r} to cluster by" + nearest(self.clusters, map(str, frame)))
+        return frame[self.clusters].to_numpy()
+
+
+def _replicates(frame: pd.DataFrame, target: str):
+    from scaling.replicates import SEEDS, replicates
+
+    return replicates(frame, target=target) if any(name in frame for name in SEEDS) else None
+
+
+@dataclass(frozen=True)
+class Shown(Displayed):
+    """A fit with its intervals and verdicts, as the command shows it."""
+
+    fit: Fit
+    columns: dict[str, str]
+    intervals: Intervals | None = None
+    verdicts: Identifiability | None = None
+
+    def page(self) -> Page:
+        """Parameters with their intervals in place of the bare values; the rest as the parts show it."""
+        fit, rows = self.fit.page(), []
+        sure = self.intervals.page() if self.intervals else Page("")
+        for each in self.fit.law.parameters:
+            at = self.intervals[each.name] if self.intervals else None
+            ends = (end(at.low), end(at.high)) if at else ("–", "–")
+            verdict = (self.verdicts[each.name].standing.value,) if self.verdicts else ()
+            rows.append((each.name, number(self.fit.parameters[each.name]), *ends, *verdict, each.meaning))
+        header = ("parameter", "value", "low", "high", *(("verdict",) if self.verdicts else ()), "meaning")
+        said = self.verdicts.page() if self.verdicts else Page("")
+        method = (f"intervals: {self.intervals.method}",) if self.intervals else ()
+        return Page(
+            answer=fit.answer,
+            warnings=(*fit.warnings, *(each for each in sure.warnings if not self.verdicts), *said.warnings),
+            sections=(Section("parameters", header, tuple(rows)), *fit.sections[1:]),
+            notes=(*said.notes, *method, *sure.notes, *fit.notes),
+        )
+
+    def to_dict(self) -> dict:
+        """One object: what was fitted, on which of the table's own columns, and how sure."""
+        found = self.fit.to_dict() | {"columns": self.columns}
+        intervals = self.intervals.to_dict() if self.intervals else {}
+        first = {name: found[name] for name in ("law", "columns", "parameters")} | {"intervals": intervals}
+        verdicts = {"identifiability": self.verdicts.to_dict()["verdicts"]} if self.verdicts else {}
+        return plain(first | found | verdicts)
+
+
+def print_laws() -> None:
+    """Every law with its columns and source."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from scaling import laws
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("law", "columns", "formula", "source"):
+        table.add_column(name, overflow="fold")
+    for law in laws.LAWS.values():
+        table.add_row(law.name, ", ".join(law.columns), law.text, law.source)
+    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(table)
 
 
 def print_result(result: Displayed, *, as_json: bool) -> None:
@@ -125,48 +226,3 @@ def print_result(result: Displayed, *, as_json: bool) -> None:
     from rich.console import Console
 
     Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(result)
-
-
-def print_json(fit: Fit, boot: Bootstrap | None, notes: tuple[str, ...], *, columns: dict[str, str]) -> None:
-    """One object on standard output; `columns` names the table's own columns the law was fitted on."""
-    found = fit.to_dict() | {"columns": columns}
-    intervals = {
-        name: {"low": each.low, "high": each.high, "method": boot.method}
-        for name, each in ((name, boot.interval(name)) for name in (fit.law.names if boot else ()))
-    }
-    order = ("law", "columns", "parameters")
-    print(
-        json.dumps({k: found[k] for k in order} | {"intervals": intervals} | found | {"notes": list(notes)}, indent=2)
-    )
-
-
-def print_table(fit: Fit, boot: Bootstrap | None, notes: tuple[str, ...]) -> None:
-    """Parameters, intervals and diagnostics for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(f"[bold]{fit.law.name}[/]  {fit.law.text}  [dim]{fit.law.source}[/]")
-    console.print(f"[dim]{len(fit.residuals)} runs; {fit.convention}[/]")
-    for warning in fit.warnings:
-        console.print(f"[bold yellow]▲[/] {warning}")
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("parameter")
-    for name in ("value", "low", "high"):
-        table.add_column(name, justify="right")
-    table.add_column("meaning", style="dim")
-    for each in fit.law.parameters:
-        interval = boot.interval(each.name) if boot else None
-        ends = (interval.low, interval.high) if interval else (float("nan"), float("nan"))
-        numbers = (f"{value:.6g}" for value in (fit.parameters[each.name], *ends))
-        table.add_row(each.name, *numbers, each.meaning)
-    console.print(table)
-    certificate = fit.certificate
-    verdict = "[green]✓ certified optimum[/]" if certificate.passed else "[bold yellow]▲ no certified optimum[/]"
-    console.print(
-        f"{verdict}: objective {fit.value:.8g}, reached by {certificate.share:.0%} of {certificate.starts} starts; "
-        f"residuals {fit.sigma:.2%} of the loss"
-    )
-    console.print(f"[dim]objective: {fit.objective}; intervals: {boot.method if boot else 'none'}[/]")
-    for note in notes:
-        console.print(f"[dim]· {note}[/]")
