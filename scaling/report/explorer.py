@@ -4,11 +4,12 @@ The page does no statistics: it interpolates, by a cubic in log C, estimates mad
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.interpolate import CubicSpline
 
 from scaling import conventions, laws, quantities, runs
 from scaling.estimate import Estimate
@@ -17,6 +18,8 @@ from scaling.figures.axes import selection
 from scaling.fitting import fit
 from scaling.held_out import HeldOut
 from scaling.laws import Law
+from scaling.powerlaw import Compute
+from scaling.published import PublishedLaw
 from scaling.report.tables import findings, typeset
 from scaling.study import Approach, Study, study
 from scaling.uncertainty import Bootstrap, bootstrap
@@ -33,6 +36,7 @@ BEYOND = 1e4
 FURTHER = ("kaplan-nd",)
 """Laws of N and D offered beside the three approaches."""
 
+_SEARCHED = 4  # one budget in so many is searched for the optimum of every draw
 _CURVES, _CURVE_POINTS = 120, 24  # training curves sent, and points of each
 _NO_INTERVAL = Estimate(float("nan"), float("nan"), float("nan"))
 
@@ -112,47 +116,54 @@ def under(found: Study, convention: runs.Convention) -> Study:
     return study(found.frame, curves, convention=convention, **settings)
 
 
-def _of_study(found: Study, approach: Approach) -> Callable[[float], Answer]:
-    def answer(flops: float) -> Answer:
-        best = found.optima(flops)[approach]
+def _of_study(found: Study, approach: Approach, budgets: np.ndarray) -> list[Answer]:
+    answers = []
+    for flops in budgets:
+        best = found.optima(float(flops))[approach]
         n, d = best.params, best.tokens
         # At a given budget more parameters mean fewer tokens, so the ends of D / N pair opposite ends.
-        return Answer(n, d, Estimate(d.value / n.value, d.low / n.high, d.high / n.low), best.loss)
-
-    return answer
-
-
-def _of_law(boot: Bootstrap, cost) -> Callable[[float], Answer]:
-    law, samples = boot.fit.law, dict(zip(boot.fit.law.names, boot.samples.T, strict=True))
-
-    def answer(flops: float) -> Answer:
-        value = quantities.optimum(law, boot.fit.parameters, cost, flops)
-        draws = quantities.optimum(law, samples, cost, flops)
-        pairs = [*zip(value, draws, strict=True)]
-        pairs.insert(2, (value[1] / value[0], draws[1] / draws[0]))
-        return Answer(*(_positive(boot, float(one), many) for one, many in pairs))
-
-    return answer
+        ratio = Estimate(d.value / n.value, d.low / n.high, d.high / n.low)
+        answers.append(Answer(n, d, ratio, best.loss))
+    return answers
 
 
-def _positive(boot: Bootstrap, value: float, draws: np.ndarray) -> Estimate:
+def _of_law(boot: Bootstrap, cost: Compute, budgets: np.ndarray) -> list[Answer]:
+    law, names = boot.fit.law, boot.fit.law.names
+    every = {name: np.append(boot.samples[:, i], boot.fit.parameters[name]) for i, name in enumerate(names)}
+    # Each draw's optimum is all but a power law, so it is searched for at some budgets and a spline gives the others.
+    some = np.unique([*range(0, len(budgets), _SEARCHED), len(budgets) - 1])
+    log_c, found = np.log(budgets), [np.log(quantities.optimum(law, every, cost, flops)[0]) for flops in budgets[some]]
+    finite = np.isfinite(found).all(axis=0)
+    sizes = np.full((len(budgets), len(finite)), np.nan)
+    sizes[:, finite] = np.exp(CubicSpline(log_c[some], np.array(found)[:, finite])(log_c))
+    answers = []
+    for flops, params in zip(budgets, sizes, strict=True):
+        tokens = cost.tokens(flops, params)
+        there = (params, tokens, tokens / params, law({"params": params, "tokens": tokens}, every))
+        answers.append(Answer(*(_positive(boot, each) for each in there)))
+    return answers
+
+
+def _positive(boot: Bootstrap, draws: np.ndarray) -> Estimate:
+    """An interval in the logarithm; the last of the draws is the value."""
+    draws, value = draws[:-1], float(draws[-1])
     if not np.isfinite(value) or np.isfinite(draws).mean() < 0.5:
         return Estimate(value, float("nan"), float("nan"))
     log = boot.of(np.log(draws), float(np.log(value)))
     return Estimate(value, float(np.exp(log.low)), float(np.exp(log.high)))
 
 
-def _of_published(law: beside.PublishedLaw) -> Callable[[float], Answer]:
-    def answer(flops: float) -> Answer:
-        n, d, loss = (Estimate(value, float("nan"), float("nan")) for value in beside.at(law, flops))
-        return Answer(n, d, Estimate(d.value / n.value, float("nan"), float("nan")), loss)
+def _of_published(law: PublishedLaw, budgets: np.ndarray) -> list[Answer]:
+    answers = []
+    for flops in budgets:
+        n, d, loss = beside.at(law, float(flops))
+        answers.append(Answer(*(Estimate(value, float("nan"), float("nan")) for value in (n, d, d / n, loss))))
+    return answers
 
-    return answer
 
-
-def _entry(name: str, text: str, answer: Callable[[float], Answer], budgets: np.ndarray, **more) -> dict:
+def _entry(name: str, text: str, answers: Sequence[Answer], **more) -> dict:
     """One law in the page's data: log10 of each quantity and the ends of its interval on the grid."""
-    answers, entry = [answer(float(flops)) for flops in budgets], {"name": name, "text": text}
+    entry = {"name": name, "text": text}
     for key, field in (("n", "params"), ("d", "tokens"), ("ratio", "ratio"), ("loss", "loss")):
         estimates = [getattr(each, field) or _NO_INTERVAL for each in answers]
         entry[key] = [_logs([getattr(each, end) for each in estimates]) for end in ("value", "low", "high")]
@@ -187,11 +198,8 @@ def _laws(found: Study, further: Sequence[Law], budgets: np.ndarray, rows: np.nd
         if approach is Approach.PARAMETRIC:
             boot = found.parametric.bootstrap
             text, more = typeset(boot.fit.law.text), {"predicted": _significant(boot.fit.predict(columns))}
-        a = exponents[approach][0]
-        entry = _entry(approach.value, text, _of_study(found, approach), budgets, **more)
-        entries.append(
-            entry | {"a": [round(float(x), 4) if np.isfinite(x) else None for x in (a.value, a.low, a.high)]}
-        )
+        more["a"] = _exponent(exponents[approach][0])
+        entries.append(_entry(approach.value, text, _of_study(found, approach, budgets), **more))
     middle = float(np.exp(np.log(found.view["flops"]).mean()))
     for law in further:
         try:
@@ -200,18 +208,10 @@ def _laws(found: Study, further: Sequence[Law], budgets: np.ndarray, rows: np.nd
         except ValueError as error:
             entries.append({"name": law.name, "missing": str(error)})
             continue
-        a = boot.quantity(quantities.params_exponent(law, found.cost, middle))
-        name = (
-            law.source.split(" et al")[0]
-            + f", {law.name}"
-            + ("" if best.certificate.passed else " (no certified optimum)")
-        )
-        entry = _entry(
-            name, typeset(law.text), _of_law(boot, found.cost), budgets, predicted=_significant(best.predict(columns))
-        )
-        entries.append(
-            entry | {"a": [round(float(x), 4) if np.isfinite(x) else None for x in (a.value, a.low, a.high)]}
-        )
+        a = _exponent(boot.quantity(quantities.params_exponent(law, found.cost, middle)))
+        name = f"law {law.name}" + ("" if best.certificate.passed else " (no certified optimum)")
+        answers, predicted = _of_law(boot, found.cost, budgets), _significant(best.predict(columns))
+        entries.append(_entry(name, typeset(law.text), answers, predicted=predicted, a=a))
     return entries
 
 
@@ -221,7 +221,7 @@ def _published(budgets: np.ndarray) -> list[dict]:
         # Where they were fitted: the exponent of a law with more than two power laws depends on the budget.
         slope = float(np.log10(beside.at(law, 1e21)[0] / beside.at(law, 1e20)[0]))
         text, a = typeset(law.convention), [round(slope, 4), None, None]
-        entries.append(_entry(law.name, text, _of_published(law), budgets, a=a))
+        entries.append(_entry(law.name, text, _of_published(law, budgets), a=a))
     return entries
 
 
@@ -269,6 +269,8 @@ def _view(found: Study, held: tuple[HeldOut, ...], further: Sequence[Law]) -> di
         "reach": [float(view["flops"].min()), float(view["flops"].max())],
         "laws": _laws(found, further, 10**grid, rows),
         "published": _published(10**grid) if top >= PUBLISHED_FROM else [],
+        "n": _significant(view["params"].to_numpy(np.float64)[rows]),
+        "c": _significant(view["flops"].to_numpy(np.float64)[rows]),
         "published_from": PUBLISHED_FROM,
         "parabolas": _parabolas(found),
         "curves": _training(found),
