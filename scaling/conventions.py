@@ -70,7 +70,6 @@ class Approaches(Displayed):
             warnings=tuple(d.text for d in first.diagnostics if d.severity.name == "WARNING"),
             sections=tuple(self._section(*each) for each in self.studies.items()),
             notes=(
-                *(str(each) for each in self.explained),
                 *(f"Under {convention}: {why}" for convention, why in self.missing.items()),
                 *(d.text for d in first.diagnostics if d.severity.name != "WARNING"),
             ),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scaling.disagreement import disagreements
+
 if TYPE_CHECKING:
     from scaling.study import Study
 
@@ -96,6 +98,10 @@ def _backtest(study: Study) -> list[Diagnostic]:
 
 
 def _agreement(study: Study) -> list[Diagnostic]:
+    return [*_apart(study), *(Diagnostic(Severity.NOTE, str(each)) for each in disagreements(study))]
+
+
+def _apart(study: Study) -> list[Diagnostic]:
     exponents = {approach: a for approach, (a, _) in study.exponents().items() if np.isfinite([a.low, a.high]).all()}
     apart = [
         f"{one.value} ({exponents[one].value:.2f}) and {other.value} ({exponents[other].value:.2f})"

@@ -13,6 +13,7 @@ import pandas as pd
 
 from scaling import laws, runs
 from scaling.diagnostics import Diagnostic, Severity, diagnose
+from scaling.display import plain
 from scaling.estimate import Estimate
 from scaling.fitting import Objective, fit
 from scaling.frontier import Frontier, frontier, lower_envelope
@@ -224,7 +225,7 @@ class Study:
             boot = self.parametric.bootstrap
             intervals = {name: boot.interval(name).to_dict() | {"method": boot.method} for name in boot.fit.law.names}
             approaches["parametric"] |= boot.fit.to_dict() | {"intervals": intervals, "noise": self.parametric.noise}
-        return _plain(
+        return plain(
             {
                 "runs": len(self.frame),
                 "convention": {"params": self.convention.params, "flops": self.convention.flops},
@@ -248,22 +249,9 @@ class Study:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.to_dict() | _plain(more), indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(self.to_dict() | plain(more), indent=2) + "\n", encoding="utf-8")
         os.replace(partial, path)
         return path
-
-
-def _plain(value):
-    """JSON has no nan: null instead."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, Estimate):
-        return _plain(value.to_dict())
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
 
 
 def study(
