@@ -21,9 +21,9 @@ VOCABULARY = Law(
     columns=("params_nonembedding", "params_vocabulary", "tokens"),
     parameters=(
         Parameter("E", low=0.0, high=1e3, starts=(3.0, 6.0), meaning="most that can be gained on the unigram, nats"),
-        positive("A_1", starts=(1e2, 1e4), meaning="weight of the non-vocabulary parameters"),
-        positive("A_2", starts=(1e2, 1e4), meaning="weight of the vocabulary parameters"),
-        positive("B", starts=(1e3, 1e5), meaning="weight of the data term"),
+        positive("A_1", starts=(1e3,), meaning="weight of the non-vocabulary parameters"),
+        positive("A_2", starts=(1e3,), meaning="weight of the vocabulary parameters"),
+        positive("B", starts=(1e4,), meaning="weight of the data term"),
         exponent("alpha_1", starts=(0.3, 0.5), meaning="exponent of non-vocabulary parameters"),
         exponent("alpha_2", starts=(0.4, 0.7), meaning="exponent of vocabulary parameters"),
         exponent("beta", starts=(0.3, 0.5), meaning="exponent of tokens"),

@@ -324,13 +324,18 @@ def test_clarks_table(monkeypatch):
         assert found.parameters[name] == pytest.approx(law.parameters[name], rel=share), name
 
 
-def test_gemstones_objectives_and_lower_ones(monkeypatch):
-    """The repository stores 0.0002076018 and 0.000111878 for its optima."""
-    frame = table("gemstones", monkeypatch)
-    for name, stored, lower in (("Gemstones", 0.0002076018, 0.00020751), ("Gemstones, shape", 0.000111878, 0.00011141)):
-        law = published.law(name)
-        assert objective(law, frame, 1e-4) == pytest.approx(stored, rel=1e-6)
-        assert fit(frame, law.law, objective=Objective(delta=1e-4)).value < lower
+@pytest.mark.parametrize(
+    ("name", "stored", "lower"),
+    [
+        ("Gemstones", 0.0002076018, 0.00020751),
+        pytest.param("Gemstones, shape", 0.000111878, 0.00011141, marks=pytest.mark.slow),
+    ],
+)
+def test_gemstones_objectives_and_lower_ones(name, stored, lower, monkeypatch):
+    """The values the repository stores with its optima, and what a solver finds."""
+    frame, law = table("gemstones", monkeypatch), published.law(name)
+    assert objective(law, frame, 1e-4) == pytest.approx(stored, rel=1e-6)
+    assert fit(frame, law.law, objective=Objective(delta=1e-4)).value < lower
 
 
 @pytest.mark.parametrize(("size", "error"), [("25M", 0.00110), ("100M", 0.00142), ("400M", 0.00168)])
@@ -343,6 +348,21 @@ def test_multi_power_predicts_the_schedules_it_was_not_fitted_on(size, error, mo
     relative = np.abs(law(**{name: columns[name] for name in law.law.columns}) / curves["loss"] - 1)
     held = ~curves["run"].isin(["cosine_24000", "constant_24000", "wsdcon_9"])
     assert relative[held].groupby(curves["run"]).mean().mean() == pytest.approx(error, abs=4e-4)
+
+
+@pytest.mark.slow
+def test_multi_powers_stored_fit_is_not_the_minimum_of_its_objective(monkeypatch):
+    """Its log ends at 2.75e-4 for 100M. Less than half is possible, with other exponents and no worse predictions."""
+    curves = table("multi-power", monkeypatch)
+    curves = curves.assign(**schedule.sums(curves, warmup=2160))
+    fitted = curves["run"].isin(["cosine_24000", "constant_24000", "wsdcon_9"])
+    found = fit(curves[fitted], "multi-power", objective=Objective(delta=1e-3))
+    assert found.value < 1.0e-4
+    stored = published.law("Multi-Power 100M").parameters
+    assert found.parameters["beta"] / stored["beta"] > 1.5 or found.parameters["gamma"] / stored["gamma"] > 1.5
+    held = curves[~fitted]
+    predicted = found.law(held, found.parameters)
+    assert np.abs(predicted / held["loss"] - 1).groupby(held["run"]).mean().mean() < 0.00142
 
 
 def test_tissues_law_predicts_a_schedule_it_was_not_fitted_on(monkeypatch):
