@@ -7,6 +7,7 @@ from enum import Enum
 import numpy as np
 from jaxtyping import Shaped
 
+from scaling.covariance import MANY
 from scaling.display import Displayed, Page, Section, number
 from scaling.estimate import LEVEL, Estimate
 from scaling.fitting import Fit
@@ -14,8 +15,6 @@ from scaling.profile import Profile, profiles
 from scaling.quantities import Quantity, parameter
 from scaling.replicates import LackOfFit, Replicates
 from scaling.uncertainty import Draws, Resampling, bootstrap, laplace
-
-_MANY = 100  # runs from which on pairs can be drawn
 
 
 class Method(Enum):
@@ -64,7 +63,7 @@ class Intervals(Displayed):
             if each.improved
         )
         return Page(
-            answer=f"{self.fit.law.text or self.fit.law.name}: {self.level:.0%} intervals by {self.method}.",
+            answer=f"{self.fit.law.text or self.fit.law.name}: intervals by {self.method}.",
             warnings=wrong + open_,
             sections=(Section("intervals", ("", "value", "low", "high"), rows),),
             notes=(str(self.noise),) if self.noise else (),
@@ -116,7 +115,7 @@ def intervals(
         ValueError: no such parameter, or as for `bootstrap`.
     """
     if method is None:
-        sampled = resampling is not None or clusters is not None or len(fit.residuals) >= _MANY
+        sampled = resampling is not None or clusters is not None or len(fit.residuals) >= MANY
         method = Method.BOOTSTRAP if sampled else Method.PROFILE
     names = fit.law.names if quantities is None else quantities
     wanted = tuple(parameter(fit.law, each) if isinstance(each, str) else each for each in names)
@@ -124,7 +123,7 @@ def intervals(
     if method is Method.PROFILE:
         found = profiles(fit, wanted, level=level, clusters=clusters)
         estimates = {each.quantity.name: each.estimate for each in found}
-        return Intervals(fit, estimates, "profile likelihood", level, profiles=found, noise=noise)
+        return Intervals(fit, estimates, f"profile likelihood, {level:.0%}", level, profiles=found, noise=noise)
     if method is Method.LAPLACE:
         draws = laplace(fit, seed=seed, level=level, clusters=clusters)
     else:

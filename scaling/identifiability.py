@@ -219,7 +219,8 @@ def _disagreement(fit: Fit, index: int, estimates: Mapping[str, Estimate]) -> st
     width = {}
     for method, each in estimates.items():
         ends = np.array([each.low, each.high])
-        width[method] = float(np.ptp(np.log(ends) if fit.law.parameters[index].scale is Scale.LOG else ends))
+        with np.errstate(divide="ignore"):
+            width[method] = float(np.ptp(np.log(ends) if fit.law.parameters[index].scale is Scale.LOG else ends))
     narrow, wide = min(width, key=width.get), max(width, key=width.get)
     if width[narrow] > 0 and width[wide] < _DISAGREE * width[narrow]:
         return ""

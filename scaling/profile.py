@@ -11,23 +11,24 @@ chi-square (see `covariance`); for least squares that is the F test on the resid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from scaling import solver
-from scaling.covariance import Covariance, bounds, covariance, log_prediction, sensitivity
+from scaling.constrained import Held
+from scaling.covariance import Covariance, Noise, covariance
 from scaling.estimate import LEVEL, Estimate
 from scaling.fitting import Fit
 from scaling.quantities import Quantity, parameter
 
-_HELD = 1e-8  # a quantity is held to its value this exactly, relative (absolute below one, or in the logarithm)
 _SOLVED = 1e-7  # of the threshold: what a further step may still promise
 _STEPS = 5  # from the optimum to the threshold, where the profile is quadratic
 _GROWTH = 3.0  # largest growth of a step, which is how an open profile reaches its limit quickly
 _POINTS = 40  # on a side
 _REFINED = 2e-3  # of the threshold's root: how exactly the ends of an interval are found
-_REACH = np.log(1e6)  # how far from the optimum a positive quantity is searched
+_REACH = np.log(1e6)  # how far from the optimum a positive quantity is searched that is not a parameter
 
 
 class End(Enum):
@@ -50,7 +51,8 @@ class Profile:
         values: where, ascending; the optimum is among them.
         increase: objective less its minimum, at each value.
         threshold: the increase that ends the interval.
-        estimate: value at the optimum and its interval; an open side is the bound of the range, or 0 or infinity.
+        estimate: value at the optimum and its interval; an open side is the bound of a parameter's range, or 0 or
+            infinity.
         below: how the lower side ends.
         above: how the upper side ends.
         parameters: the law's parameters along the profile, in the order of `fit.law.names`.
@@ -96,13 +98,16 @@ class Profile:
 
     def words(self) -> str:
         """The interval as a sentence, open sides said so."""
-        low, high, name = *(f"{end:.4g}" for end in (self.values[0], self.values[-1])), self.quantity.name
+        name, (low, high) = self.quantity.name, (f"{end:.4g}" for end in (self.values[0], self.values[-1]))
+        bounded = not self.quantity.positive  # a positive quantity is bounded far beyond anything a reader cares for
+        lowest = f"its bound {low}" if self.below is End.BOUND and bounded else f"below {low}"
+        highest = f"its bound {high}" if self.above is End.BOUND and bounded else f"above {high}"
         if self.open_low and self.open_high:
-            return f"any {name} from below {low} to above {high} fits as well"
+            return f"any {name} from {lowest} to {highest} fits as well"
         if self.open_low:
-            return f"any {name} up to {self.estimate.high:.4g} fits as well, down to {low} at least"
+            return f"any {name} from {lowest} to {self.estimate.high:.4g} fits as well"
         if self.open_high:
-            return f"any {name} from {self.estimate.low:.4g} to above {high} fits as well"
+            return f"any {name} from {self.estimate.low:.4g} to {highest} fits as well"
         return f"{name} = {self.estimate.value:.4g} ({self.estimate.low:.4g} to {self.estimate.high:.4g})"
 
     def __str__(self) -> str:
@@ -146,6 +151,7 @@ def profile(
     *,
     level: float = LEVEL,
     clusters: Shaped[np.ndarray, " rows"] | None = None,
+    noise: Noise | None = None,
 ) -> Profile:
     """Profile one quantity of a fit.
 
@@ -154,15 +160,16 @@ def profile(
         quantity: anything its parameters determine, or the name of a parameter.
         level: probability the interval claims.
         clusters: as for `covariance`: calibrates the threshold for runs that share their noise.
+        noise: as for `covariance`.
 
     Returns:
         The profile, from one end of the interval to the other, or as far as the search goes: to the bounds of a
-        parameter's range, and to a factor of a million for positive quantities.
+        parameter's range, a factor of a million for other positive quantities, 100 half-widths for the rest.
 
     Raises:
         ValueError: the quantity has no value at the optimum, or no such parameter.
     """
-    return profiles(fit, (quantity,), level=level, clusters=clusters)[0]
+    return profiles(fit, (quantity,), level=level, clusters=clusters, noise=noise)[0]
 
 
 def profiles(
@@ -171,13 +178,14 @@ def profiles(
     *,
     level: float = LEVEL,
     clusters: Shaped[np.ndarray, " rows"] | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Profile, ...]:
     """Profile several quantities, by default every parameter, at once; arguments as for `profile`."""
     quantities = fit.law.names if quantities is None else quantities
     quantities = tuple(parameter(fit.law, each) if isinstance(each, str) else each for each in quantities)
     if not quantities:
         return ()
-    problem, found = _Problem(fit, quantities), covariance(fit, clusters=clusters)
+    problem, found = Held(fit, quantities), covariance(fit, clusters=clusters, noise=noise)
     with np.errstate(all="ignore"):
         sides = _sides(problem, found, found.quantile(level))
         _walk(problem, sides)
@@ -185,136 +193,12 @@ def profiles(
     return tuple(_assemble(fit, quantity, below, above, level) for quantity, below, above in pairs)
 
 
-class _Problem:
-    """The objective of a fit and the quantities that are held, for a batch of parameter vectors."""
+class _Point(NamedTuple):
+    """A value that was held (in the logarithm if positive), what it cost, and the solver's coordinates there."""
 
-    def __init__(self, fit: Fit, quantities: Sequence[Quantity]):
-        self.fit, self.law, self.quantities = fit, fit.law, quantities
-        self.delta = fit.objective.threshold
-        self.target = np.log(fit.predict(fit.columns)) + fit.residuals
-        self.low, self.high = bounds(fit.law)
-
-    def objective(self, theta: np.ndarray) -> np.ndarray:
-        size = np.abs(self.target - log_prediction(self.law, self.fit.columns, theta))
-        value = np.sum(np.where(size <= self.delta, size**2 / 2, self.delta * (size - self.delta / 2)), axis=1)
-        return np.where(np.isfinite(value), value, np.inf)
-
-    def held(self, theta: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Each problem's quantity, in the logarithm where it is positive; theta is batch x any x parameters."""
-        found = np.empty(theta.shape[:-1])
-        for i in np.unique(which):
-            mine = which == i
-            values = solver.decode(self.law, theta[mine])
-            parameters = {name: values[..., j] for j, name in enumerate(self.law.names)}
-            value = self.quantities[i](parameters)
-            found[mine] = np.log(value) if self.quantities[i].positive else value
-        return found
-
-    def slope(self, theta: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Derivatives of each problem's quantity; a wide step, since a numeric optimum is only so exact."""
-        step = 1e-4 * np.maximum(1.0, np.abs(theta))
-        ends = np.minimum(theta + step, self.high), np.maximum(theta - step, self.low)
-        moved = []
-        for end in ends:
-            points = np.repeat(theta[:, None, :], theta.shape[1], axis=1)
-            index = np.arange(theta.shape[1])
-            points[:, index, index] = end
-            moved.append(self.held(points, which))
-        return (moved[0] - moved[1]) / np.maximum(ends[0] - ends[1], 1e-300)
-
-    def restore(self, theta: np.ndarray, which: np.ndarray, value: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        """Newton's method along matrix^-1 slope until each quantity has its value; nan where it cannot."""
-        theta, off = theta.copy(), value - self.held(theta, which)
-        free = np.ones_like(theta, dtype=bool)
-        for _ in range(12):
-            wrong = np.flatnonzero(np.abs(off) > _HELD * np.maximum(1.0, np.abs(value)))
-            if not len(wrong):
-                break
-            slope = self.slope(theta[wrong], which[wrong])
-            direction = _solve(matrix[wrong], slope, free=free[wrong])
-            moved = theta[wrong] + direction * (off[wrong] / np.sum(direction * slope, axis=1))[:, None]
-            theta[wrong] = np.clip(moved, self.low, self.high)
-            free[wrong] &= moved == theta[wrong]
-            off[wrong] = value[wrong] - self.held(theta[wrong], which[wrong])
-        right = np.abs(off) <= _HELD * np.maximum(1.0, np.abs(value))
-        return np.where(right[:, None], theta, np.nan)
-
-    def models(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Gradient, reweighted Gauss-Newton matrix, and the matrix of the rows within delta alone."""
-        predicted, jacobian = sensitivity(self.law, self.fit.columns, theta)
-        residual = self.target - predicted
-        size = np.abs(residual)
-        weight = np.where(size <= self.delta, 1.0, self.delta / np.maximum(size, self.delta))
-        gradient = -np.einsum("br,brp->bp", weight * residual, jacobian)
-        turned = np.swapaxes(jacobian, 1, 2)
-        return (
-            gradient,
-            (turned * weight[:, None, :]) @ jacobian,
-            (turned * (size <= self.delta)[:, None, :]) @ jacobian,
-        )
-
-    def minimise(
-        self, theta: np.ndarray, which: np.ndarray, value: np.ndarray, *, enough: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest objective with each quantity at its value, from feasible starts; every step stays feasible.
-
-        Levenberg-Marquardt steps in the plane the quantity's slope leaves, then back onto its value. The better of two
-        is taken: reweighted Gauss-Newton, and the rows within delta alone, which ends where reweighting crawls.
-        """
-        theta, lowest = theta.copy(), self.objective(theta)
-        damping = np.full(len(theta), 1e-4)
-        live = np.isfinite(lowest)
-        for _ in range(60):
-            now = np.flatnonzero(live)
-            if not len(now):
-                break
-            here = theta[now]
-            gradient, gauss, inside = self.models(here)
-            slope = self.slope(here, which[now])
-            free = _free(here, self.low, self.high, gradient, gauss, slope)
-            lagrangian, step = _tangent(gauss, gradient, slope, free, np.full(len(now), 1e-12))
-            promise = np.abs(np.sum(step * lagrangian, axis=1)) / 2
-            best, reached = here, lowest[now]
-            for matrix in (gauss, inside + 1e-9 * gauss):
-                _, step = _tangent(matrix, gradient, slope, free, damping[now])
-                moved = np.clip(here + step, self.low, self.high)
-                moved = self.restore(moved, which[now], value[now], gauss)
-                candidate = self.objective(moved)
-                better = candidate < reached
-                best, reached = np.where(better[:, None], moved, best), np.where(better, candidate, reached)
-            downhill = reached < lowest[now]
-            theta[now], lowest[now] = best, reached
-            damping[now] = np.clip(np.where(downhill, damping[now] / 8, damping[now] * 8), 1e-12, 1e9)
-            live[now] = (promise > enough[now]) & (damping[now] < 1e9)
-        return theta, lowest
-
-
-def _solve(matrix: np.ndarray, vector: np.ndarray, *, free: np.ndarray, damping: np.ndarray | float = 1e-12):
-    """(matrix + damping x its diagonal)^-1 vector over the free parameters, zero for the others."""
-    size = np.sqrt(np.einsum("bii->bi", matrix))
-    size = np.where(size > 0, size, 1.0)
-    both = free[:, :, None] & free[:, None, :]
-    eye = np.eye(matrix.shape[1])
-    scaled = np.where(both, matrix / (size[:, :, None] * size[:, None, :]), eye)
-    scaled = np.where(np.isfinite(scaled), scaled, eye) + np.broadcast_to(damping, len(size))[:, None, None] * eye
-    right = np.where(free, vector / size, 0.0)
-    return np.where(free, np.linalg.solve(scaled, right[:, :, None])[:, :, 0] / size, 0.0)
-
-
-def _tangent(matrix, gradient, slope, free, damping) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient of the Lagrangian, and the step that lowers the quadratic model and leaves the quantity as it is."""
-    down = _solve(matrix, gradient, free=free, damping=damping)
-    across = _solve(matrix, slope, free=free, damping=damping)
-    multiplier = -np.sum(slope * down, axis=1) / np.sum(slope * across, axis=1)
-    multiplier = np.where(np.isfinite(multiplier), multiplier, 0.0)[:, None]
-    return np.where(free, gradient + multiplier * slope, 0.0), -(down + multiplier * across)
-
-
-def _free(theta, low, high, gradient, matrix, slope) -> np.ndarray:
-    """Parameters that are not held at a bound by the gradient of the Lagrangian."""
-    every = np.ones_like(theta, dtype=bool)
-    lagrangian, _ = _tangent(matrix, gradient, slope, every, 1e-12)
-    return ~(((theta <= low) & (lagrangian > 0)) | ((theta >= high) & (lagrangian < 0)))
+    value: float
+    increase: float
+    theta: np.ndarray
 
 
 @dataclass
@@ -323,62 +207,82 @@ class _Side:
 
     which: int
     sign: float
-    limit: float
-    bounded: bool
+    edge: float  # the farthest the quantity can be
+    limit: float  # the farthest it is searched
     step: float
     threshold: float
-    points: list[tuple[float, float, np.ndarray]]  # value, increase and parameters, in the order they were solved
+    points: list[_Point]
     end: End | None = None
-    inside: int = 0  # the farthest point below the threshold
-    outside: int | None = None  # the nearest above, once there is one
-    failures: int = 0
+    outside: _Point | None = None  # the nearest above the threshold, once there is one
+    setbacks: int = 0
 
-    def root(self, point: int) -> float:
+    @property
+    def inside(self) -> _Point:
+        """The farthest point below the threshold."""
+        return self.points[-1]
+
+    def root(self, point: _Point) -> float:
         """Signed root of the increase, one at the threshold: a straight line where the profile is quadratic."""
-        share = self.points[point][1] / self.threshold
+        share = point.increase / self.threshold
         return float(np.sign(share) * np.sqrt(abs(share)))
 
     def next(self) -> float:
         """The value to solve next."""
-        near = self.points[self.inside][0]
+        near = self.inside.value
         if self.outside is None:
             return self.sign * min(self.sign * (near + self.sign * self.step), self.sign * self.limit)
         low, high = self.root(self.inside), self.root(self.outside)
-        return near + (self.points[self.outside][0] - near) * float(np.clip((1 - low) / (high - low), 0.05, 0.95))
+        return near + (self.outside.value - near) * float(np.clip((1 - low) / (high - low), 0.05, 0.95))
 
     def guess(self, value: float) -> np.ndarray:
         """Parameters to start from: on the line through the two points at hand."""
-        value_1, _, theta_1 = self.points[self.inside]
-        value_2, _, theta_2 = self.points[max(self.inside - 1, 0) if self.outside is None else self.outside]
-        return theta_1 + (theta_1 - theta_2) * ((value - value_1) / (value_1 - value_2) if value_1 != value_2 else 0.0)
+        one, two = self.inside, self.outside or self.points[max(len(self.points) - 2, 0)]
+        share = (value - one.value) / (one.value - two.value) if one.value != two.value else 0.0
+        return one.theta + (one.theta - two.theta) * share
 
-    def take(self, value: float, increase: float, theta: np.ndarray) -> None:
+    def take(self, point: _Point) -> None:
         """A solved point, or one that has no solution."""
-        if not np.isfinite(increase):
-            self.failures += 1
-            self.step = abs(value - self.points[self.inside][0]) / 4
-            self.limit = value if self.outside is None else self.limit
-            self.end = End.SEARCHED if self.failures > 6 else None
+        if not np.isfinite(point.increase):
+            self._set_back(point.value)
+            if self.outside is None:
+                self.limit = point.value
             return
-        self.points.append((value, increase, theta))
-        here = len(self.points) - 1
-        root = self.root(here)
+        root, last = self.root(point), self.inside
         if abs(root - 1) <= _REFINED:
-            self.inside, self.end = here, End.CROSSED
+            self.points.append(point)
+            self.end = End.CROSSED
         elif root > 1:
-            self.outside = here
+            self.outside = point
         else:
-            slope = (root - self.root(self.inside)) / abs(value - self.points[self.inside][0])
+            slope = (root - self.root(last)) / max(abs(point.value - last.value), 1e-300)
             wanted = 1 / _STEPS / slope if slope > 0 else np.inf
             self.step = float(np.clip(wanted, self.step / _GROWTH, self.step * _GROWTH))
-            self.inside = here
-            if self.outside is None and value == self.limit:
-                self.end = End.BOUND if self.bounded and not self.failures else End.SEARCHED
-        if self.end is None and here >= _POINTS:
+            self.points.append(point)
+            if self.outside is None and point.value == self.limit:
+                self.end = End.BOUND if self.limit == self.edge else End.SEARCHED
+        if self.end is None and self.outside is not None and self._torn():
+            # The point outside is a poorer local optimum: once more from here.
+            self._set_back(self.outside.value)
+            self.outside = None if self.end is None else self.outside
+        if self.end is None and len(self.points) >= _POINTS:
+            self.end = End.CROSSED if self.outside else End.SEARCHED
+
+    def _torn(self) -> bool:
+        """The profile jumps between the points inside and outside."""
+        width = abs(self.outside.value - self.inside.value)
+        return width < 0.01 * abs(self.outside.value - self.points[0].value) and (
+            self.root(self.outside) - self.root(self.inside) > 0.1
+        )
+
+    def _set_back(self, value: float) -> None:
+        """A shorter step, or the end after too many."""
+        self.setbacks += 1
+        self.step = abs(value - self.inside.value) / 4
+        if self.setbacks > 6:
             self.end = End.CROSSED if self.outside else End.SEARCHED
 
 
-def _sides(problem: _Problem, covariance: Covariance, root: float) -> list[_Side]:
+def _sides(problem: Held, covariance: Covariance, root: float) -> list[_Side]:
     """Two sides of every quantity, at the optimum."""
     fit, sides = problem.fit, []
     theta = fit.theta
@@ -389,35 +293,34 @@ def _sides(problem: _Problem, covariance: Covariance, root: float) -> list[_Side
             raise ValueError(f"{quantity.name} has no value at the optimum of law {fit.law.name!r}, nor a profile")
         slope = problem.slope(theta[None], index)[0]
         spread = covariance.deviation(slope) * root
-        spread = spread if np.isfinite(spread) and spread > 0 else 1.0
+        if not np.isfinite(spread) or spread < 1e-6 * max(1.0, abs(centre)):
+            spread = 1.0  # the quadratic picture knows nothing of this quantity
         for sign, end in ((-1.0, "low"), (1.0, "high")):
-            limit, bound = centre + sign * (_REACH if quantity.positive else 100 * spread), sign * np.inf
+            limit, edge = centre + sign * (_REACH if quantity.positive else 100 * spread), sign * np.inf
             if quantity.name in fit.law.names:
                 bound = getattr(fit.law.parameters[fit.law.names.index(quantity.name)], end)
-                bound = float(np.log(bound)) if quantity.positive else bound
-            bounded = sign * bound <= sign * limit
-            limit = bound if bounded else limit
+                limit = edge = float(np.log(bound) if quantity.positive else bound)
             side = _Side(
                 which=which,
                 sign=sign,
+                edge=edge,
                 limit=limit,
-                bounded=bool(bounded),
                 step=min(spread, abs(limit - centre)) / _STEPS,
                 threshold=covariance.rise(slope) * root**2 / 2,
-                points=[(centre, 0.0, theta)],
+                points=[_Point(centre, 0.0, theta)],
             )
             side.end = End.BOUND if limit == centre else None
             sides.append(side)
     return sides
 
 
-def _walk(problem: _Problem, sides: Sequence[_Side]) -> None:
+def _walk(problem: Held, sides: Sequence[_Side]) -> None:
     """Every side that has not ended, one value further, all at once, until all have ended."""
     minimum = problem.objective(problem.fit.theta[None])[0]
     while live := [side for side in sides if side.end is None]:
         which = np.array([side.which for side in live])
         value = np.array([side.next() for side in live])
-        last = np.stack([side.points[side.inside][2] for side in live])
+        last = np.stack([side.inside.theta for side in live])
         guess = np.stack([side.guess(each) for side, each in zip(live, value, strict=True)])
         _, matrix, _ = problem.models(last)
         starts = [
@@ -428,19 +331,17 @@ def _walk(problem: _Problem, sides: Sequence[_Side]) -> None:
         enough = np.array([side.threshold for side in live]) * _SOLVED
         theta, lowest = problem.minimise(start, which, value, enough=enough)
         for side, each, objective, where in zip(live, value, lowest, theta, strict=True):
-            side.take(float(each), float(objective - minimum), where)
+            side.take(_Point(float(each), float(objective - minimum), where))
 
 
 def _assemble(fit: Fit, quantity: Quantity, below: _Side, above: _Side, level: float) -> Profile:
     """Both sides as one profile."""
-    points = sorted(below.points[:0:-1] + above.points, key=lambda point: point[0])
+    beyond = [side.outside for side in (below, above) if side.outside is not None]
+    points = sorted(below.points[:0:-1] + above.points + beyond, key=lambda point: point.value)
     values, increase, theta = (np.array(part) for part in zip(*points, strict=True))
-    ends = []
-    for side, far in ((below, 0.0 if quantity.positive else -np.inf), (above, np.inf)):
-        last = side.points[side.inside][0] if side.end is End.CROSSED else side.limit
-        last = np.exp(last) if quantity.positive else last
-        ends.append(far if side.end is End.SEARCHED else float(last))
-    centre = below.points[0][0]
+    last = (side.inside.value if side.end is End.CROSSED else side.edge for side in (below, above))
+    ends = (float(np.exp(each) if quantity.positive else each) for each in last)
+    centre = below.points[0].value
     value = float(np.exp(centre) if quantity.positive else centre)
     return Profile(
         quantity=quantity,

@@ -56,17 +56,20 @@ class Replicates:
             against pure error (Draper and Smith 1998, Applied Regression Analysis, section 2.1).
         """
         pure = self.sigma**2 * self.freedom
-        left = len(fit.residuals) - len(fit.parameters) - self.freedom
+        rows = len(fit.residuals)
+        left = rows - len(fit.parameters) - self.freedom
         excess = max(float(np.sum(fit.residuals**2)) - pure, 0.0)
         if left < 1:
             return LackOfFit(fit.sigma, self.sigma, float("nan"), float("nan"))
         ratio = (excess / left) / max(self.sigma**2, 1e-300)
-        beyond = float(np.sqrt(max(excess / left - self.sigma**2, 0.0)))
+        again = rows / (rows - self.freedom)  # runs a setting: each repeats the setting's miss
+        beyond = float(np.sqrt(max(excess / left - self.sigma**2, 0.0) / again))
         return LackOfFit(fit.sigma, self.sigma, beyond, float(scipy.special.fdtrc(left, self.freedom, ratio)))
 
     def new_run(self, fit: Fit) -> float:
-        """Standard deviation of a new run's log residual: noise and lack of fit, never less than the noise alone."""
-        return max(fit.sigma, self.sigma)
+        """Standard deviation of a new run's log residual: its noise, and what the law misses at a new setting."""
+        beyond = self.lack_of_fit(fit).beyond
+        return max(fit.sigma, float(np.hypot(self.sigma, beyond if np.isfinite(beyond) else 0.0)))
 
     def __str__(self) -> str:
         interval = self.interval()

@@ -9,7 +9,8 @@ import scipy.special
 from jaxtyping import Float, Shaped
 
 from scaling import solver
-from scaling.covariance import Covariance, bounds, covariance, grouped
+from scaling.constrained import Held
+from scaling.covariance import MANY, Covariance, Noise, covariance, grouped, sensitivity, window
 from scaling.estimate import LEVEL, Estimate, percentile
 from scaling.fitting import Fit
 from scaling.laws import Scale
@@ -124,8 +125,8 @@ class Draws:
             columns: of the new run.
             loss_se: standard error of its measured loss, nats, if it is measured on other text than the table's runs
                 (the table's residuals already hold the noise of measuring on the same text).
-            noise: standard deviation of the log residual of a new run, or the replicates it is known from (which can
-                raise it above the residuals', not below: what the law misses, a new run misses too); that of the fit
+            noise: standard deviation of the log residual of a new run, or the replicates of the table (which can raise
+                it above the residuals', not lower it: what the law misses, a new run misses too); that of the fit
                 unless said otherwise.
 
         Returns:
@@ -165,10 +166,10 @@ class Bootstrap(Draws):
 
 @dataclass(frozen=True, kw_only=True)
 class Laplace(Draws):
-    """Draws from Student's t with the covariance of the optimum, in the solver's coordinates.
+    """Student's t with the covariance of the optimum, in the solver's coordinates.
 
     Attributes:
-        covariance: of the optimum; intervals of parameters are exact quantiles of it, not of the draws.
+        covariance: of the optimum; intervals of parameters and quantities are its exact quantiles, not the draws'.
     """
 
     covariance: Covariance
@@ -184,9 +185,23 @@ class Laplace(Draws):
         index = self.fit.law.names.index(name)
         reach = self.covariance.quantile(self.level) * np.sqrt(self.covariance.matrix[index, index])
         ends = np.repeat(self.fit.theta[None], 2, axis=0)
-        ends[:, index] = np.clip(ends[:, index] + reach * np.array([-1, 1]), *(b[index] for b in bounds(self.fit.law)))
+        ends[:, index] = np.clip(
+            ends[:, index] + reach * np.array([-1, 1]), *(b[index] for b in solver.limits(self.fit.law))
+        )
         low, high = solver.decode(self.fit.law, ends)[:, index]
         return Estimate(float(value), float(low), float(high))
+
+    def quantity(self, quantity: Quantity) -> Estimate:
+        """Of anything the parameters determine, by the delta method, in the logarithm where it is positive."""
+        if quantity.name in self.fit.law.names:
+            return self.interval(quantity.name)
+        held, first = Held(self.fit, (quantity,)), np.zeros(1, int)
+        centre = held.held(self.fit.theta[None], first)[0]
+        reach = self.covariance.quantile(self.level) * self.covariance.deviation(
+            held.slope(self.fit.theta[None], first)[0]
+        )
+        ends = np.array([centre, centre - reach, centre + reach])
+        return Estimate(*map(float, np.exp(ends) if quantity.positive else ends))
 
 
 def bootstrap(
@@ -213,8 +228,9 @@ def bootstrap(
         multiplier: of WILD.
 
     Returns:
-        The samples. Residuals that are put back are inflated by sqrt(n / (n - p)), since a fit with p parameters
-        shrinks them.
+        The samples. Residuals that are put back are inflated, since a fit with p parameters shrinks them: RESIDUAL by
+        sqrt(n / (n - p)), WILD each by 1 / (1 - its leverage) (Davidson and Flachaire 2008). Where delta is small
+        against them they are smoothed too (De Angelis, Hall and Young 1993).
 
     Raises:
         ValueError: fewer than 20 resamples, RESIDUAL with clusters, labels that do not fit the table, or refits that
@@ -226,7 +242,7 @@ def bootstrap(
     groups = None if clusters is None else grouped(clusters, rows)
     units = rows if groups is None else groups[1]
     if resampling is None and groups is None:
-        resampling = Resampling.PAIRS if rows >= 100 else Resampling.RESIDUAL
+        resampling = Resampling.PAIRS if rows >= MANY else Resampling.RESIDUAL
     elif resampling is None:
         resampling = Resampling.PAIRS if units >= 30 else Resampling.WILD
     if resampling is Resampling.RESIDUAL and groups is not None:
@@ -248,7 +264,7 @@ def bootstrap(
         theta[start : start + count] = solution.theta
         good[start : start + count] = np.isfinite(solution.value) & (solution.slack < 1e-6)
     if good.mean() < 0.5:
-        why = fit.warnings[0] if fit.warnings else "the table does not determine its parameters."
+        why = " ".join(fit.warnings) or "the table does not determine its parameters."
         raise ValueError(
             f"no interval can be given for law {fit.law.name!r}, {int((~good).sum())} of {resamples} resamples did not "
             f"reach an optimum: {why}"
@@ -271,22 +287,38 @@ def bootstrap(
 
 def _drawer(fit: Fit, resampling: Resampling, groups: tuple[np.ndarray, int] | None, multiplier: Multiplier, generator):
     """A function of a count that returns that many tables: log losses and weights, one row where all share it."""
-    rows = len(fit.residuals)
+    residuals, rows, size = fit.residuals, len(fit.residuals), len(fit.parameters)
     index, units = groups or (np.arange(rows), rows)
-    predicted = np.log(fit.predict(fit.columns))
-    inflation = np.sqrt(rows / max(rows - len(fit.parameters), 1))
-    centred = (fit.residuals - fit.residuals.mean()) * inflation
+    predicted, weights = np.log(fit.predict(fit.columns)), fit.weights[None]
+    root = np.sqrt(fit.weights)  # noise is taken to go as its inverse
+    centred = (root * residuals - np.mean(root * residuals)) * np.sqrt(rows / max(rows - size, 1))
+    freed = root * residuals / (1 - np.minimum(_leverage(fit), 0.9))
+    # A robust optimum hangs on the few residuals within delta, and in every drawn table they lie at the same few
+    # places: smooth them over the width to which their density is known, keeping the variance.
+    width = window(residuals, delta=0.0, parameters=size)
+    width = width if fit.objective.threshold < width else 0.0
+    kept = 1 / np.sqrt(1 + width**2 / np.mean(centred**2)) if width else 1.0
+
+    def lay(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        smooth = (drawn + width * generator.standard_normal(drawn.shape)) * kept if width else drawn
+        return predicted + smooth / root, weights
 
     def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
         if resampling is Resampling.PAIRS:
             drawn = generator.multinomial(units, np.full(units, 1 / units), size=count).astype(np.float64)
-            return (predicted + fit.residuals)[None], drawn[:, index]
+            return (predicted + residuals)[None], drawn[:, index] * weights
         if resampling is Resampling.RESIDUAL:
-            return predicted + centred[generator.integers(rows, size=(count, rows))], np.ones((1, rows))
-        factor = multiplier.draw(generator, (count, units))[:, index]
-        return predicted + inflation * fit.residuals * factor, np.ones((1, rows))
+            return lay(centred[generator.integers(rows, size=(count, rows))])
+        return lay(freed * multiplier.draw(generator, (count, units))[:, index])
 
     return draw
+
+
+def _leverage(fit: Fit) -> Float[np.ndarray, " rows"]:
+    """How much of each run's own noise its fitted value follows: the diagonal of J (J'J)^-1 J', rows weighed."""
+    jacobian = np.sqrt(fit.weights)[:, None] * sensitivity(fit.law, fit.columns, fit.theta[None])[1][0]
+    scaled = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
+    return np.einsum("rp,pq,rq->r", scaled, np.linalg.pinv(scaled.T @ scaled), scaled)
 
 
 def laplace(
@@ -296,6 +328,7 @@ def laplace(
     seed: int = 0,
     level: float = LEVEL,
     clusters: Shaped[np.ndarray, " rows"] | None = None,
+    noise: Noise | None = None,
 ) -> Laplace:
     """Draw parameters from the quadratic picture of the fit: instant, and as good as the objective is quadratic.
 
@@ -305,16 +338,17 @@ def laplace(
         seed: of the draws.
         level: probability the intervals claim.
         clusters: as for `covariance`.
+        noise: as for `covariance`.
 
     Raises:
         ValueError: labels that do not fit the table.
     """
-    found = covariance(fit, clusters=clusters)
+    found = covariance(fit, clusters=clusters, noise=noise)
     generator = np.random.default_rng(seed)
     values, vectors = np.linalg.eigh(found.matrix)
     normal = generator.standard_normal((draws, len(values))) * np.sqrt(np.maximum(values, 0.0))
     wide = np.sqrt(found.freedom / generator.chisquare(found.freedom, size=(draws, 1)))
-    theta = np.clip(fit.theta + (normal @ vectors.T) * wide, *bounds(fit.law))
+    theta = np.clip(fit.theta + (normal @ vectors.T) * wide, *solver.limits(fit.law))
     return Laplace(fit=fit, samples=solver.decode(fit.law, theta), level=level, covariance=found)
 
 
