@@ -37,7 +37,7 @@ from experiments.runs import Run, RunFailed, RunFolder
 from models.attention import fits_library
 from models.execution import Execution, Kernel, Layers, Precision, Remat
 from models.layers import initialize
-from models.transformer import Decoder, rules_for
+from models.transformer import Model, declare, rules_for
 from parallel.distributed import is_lead
 from parallel.mesh import MeshShape
 from parallel.sharding import abstract, born_sharded
@@ -81,8 +81,9 @@ class Placement:
     def execution(self, run: Run, mesh: Mesh) -> Execution:
         """How to compute the run's architecture on a mesh."""
         platform = mesh.devices.flat[0].platform
-        mixers = [block.mixer for block in run.architecture.stack.pattern]
-        fused = platform in ("gpu", "cuda") and run.precision is Precision.BFLOAT16 and all(map(fits_library, mixers))
+        fits = run.precision is Precision.BFLOAT16 and all(map(fits_library, run.architecture.attentions))
+        fits = fits and not any(stack.relative for stack in run.architecture.stacks)
+        fused = platform in ("gpu", "cuda") and fits
         return Execution(
             rules=rules_for(run.architecture, mesh),
             precision=run.precision,
@@ -103,7 +104,7 @@ class State:
     """Everything that a step changes."""
 
     step: Int[Array, ""]
-    model: Decoder
+    model: Model
     optimizer: optax.OptState
 
 
@@ -117,13 +118,13 @@ class Recipe:
 
 def initial_state(key: Key[Array, ""], *, run: Run, execution: Execution) -> State:
     """The state before the first step."""
-    model = initialize(Decoder(run.architecture, execution=execution), key, execution.rules)
+    model = initialize(declare(run.architecture, execution=execution), key, execution.rules)
     return State(jnp.zeros((), jnp.int32), model, run.optimizer.transform().init(model))
 
 
 def loss_and_gradient(
-    model: Decoder, rows: Int[Array, "parts batch length+1"], objective: Causal, key: Key[Array, ""]
-) -> tuple[Float[Array, ""], Decoder]:
+    model: Model, rows: Int[Array, "parts batch length+1"], objective: Causal, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], Model]:
     """Mean loss over all predicted tokens of all parts, and its gradient; equal to that of one big batch."""
 
     def total(model, part, key):

@@ -6,6 +6,7 @@ length because that order is the fastest one on a CPU.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +18,43 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from models.cost import Cost, visible_pairs
 from models.execution import Execution, Kernel
 from models.layers import Norm, Normalize, Role, add_bias, dropout, parameter, project, soft_cap
-from models.positions import Positions, alibi_slopes, rotate
+from models.positions import Positions, Rotary, alibi_slopes, rotate
 
 QUERIES = ("batch", "kv_heads", "groups", "length", "head_dim")
 KEYS = ("batch", "kv_heads", "length", "head_dim")
 NEVER = -1e30  # a score that no softmax notices; finite, so that a row without any visible key is not NaN
 
 
+class Visibility(Enum):
+    """Which places a query may see: itself and earlier ones, or all."""
+
+    CAUSAL = "causal"
+    BIDIRECTIONAL = "bidirectional"
+
+
+class NormSpan(Enum):
+    """What a norm of queries and keys is over: each head by itself, or all heads together."""
+
+    HEAD = "head"
+    HEADS = "heads"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal self-attention.
+    """Attention of a sequence to itself, or to another one (the memory) in a block's `cross` branch.
 
     Attributes:
         heads: query heads.
         head_dim: size of a head.
         kv_heads: key and value heads, which divide `heads`: equal is multi-head, 1 is multi-query.
+        visibility: which places a query sees; a memory is always seen whole.
         positions: rotary, ALiBi, or none here (learned and sinusoidal positions belong to the embedding).
-        rotary_base: longest period of the rotary embedding is 2 pi times this.
+        rotary: how rotary positions turn.
         qk_norm: norm of queries and keys before the product (Henry et al. 2020), or None.
-        window: how many keys back a query sees, itself included; None for all.
+        qk_norm_span: what that norm is over.
+        window: how many keys back a query sees, itself included, and as many ahead where both directions are seen; None
+            for all.
+        scale: factor of scores; None for 1/sqrt(head_dim).
         score_cap: soft cap of scores, or None.
         biases: whether products have biases.
         dropout: share of attention weights dropped in training.
@@ -44,10 +63,13 @@ class Attention:
     heads: int
     head_dim: int
     kv_heads: int
+    visibility: Visibility = Visibility.CAUSAL
     positions: Positions = Positions.NONE
-    rotary_base: float = 10_000.0
+    rotary: Rotary = Rotary()
     qk_norm: Norm | None = None
+    qk_norm_span: NormSpan = NormSpan.HEAD
     window: int | None = None
+    scale: float | None = None
     score_cap: float | None = None
     biases: bool = False
     dropout: float = 0.0
@@ -57,32 +79,50 @@ class Attention:
             raise ValueError(f"attention: {self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
         if self.positions in (Positions.LEARNED, Positions.SINUSOIDAL):
             raise ValueError(f"attention: {self.positions.value} positions belong to the embedding, not to attention")
-        if self.positions is Positions.ROTARY and self.head_dim % 2:
-            raise ValueError(f"attention: rotary positions need an even head_dim, not {self.head_dim}")
+        turned = self.rotary.dims or self.head_dim
+        if self.positions is Positions.ROTARY and (turned % 2 or turned > self.head_dim):
+            what = "head_dim" if self.rotary.dims is None else f"number of entries of a head of {self.head_dim}"
+            raise ValueError(f"attention: rotary positions need an even {what}, not {turned}")
+
+    @property
+    def causal(self) -> bool:
+        """Whether later places are hidden."""
+        return self.visibility is Visibility.CAUSAL
 
     def build(self, width: int, *, depth_scale: float, std: float | None, execution: Execution) -> nnx.Module:
         """The module, for a residual stream of `width`."""
-        return SelfAttention(self, width, depth_scale=depth_scale, std=std, execution=execution)
+        return MultiHeadAttention(self, width, depth_scale=depth_scale, std=std, execution=execution)
 
     def cost(self, width: int, length: int) -> Cost:
         """Parameters and FLOPs per token, counting the pairs of positions that the mask lets see each other."""
+        pairs = visible_pairs(length, window=self.window, causal=self.causal)
+        return self._cost(width, pairs, memory_share=1.0)
+
+    def cross_cost(self, width: int, length: int, memory: int) -> Cost:
+        """Parameters and FLOPs per token where each of `length` tokens sees all of a memory of `memory` tokens."""
+        return self._cost(width, float(memory), memory_share=memory / length)
+
+    def _cost(self, width: int, pairs: float, *, memory_share: float) -> Cost:
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        matmul = 2 * width * queries + 2 * width * keys
         biases = (queries + 2 * keys + width) if self.biases else 0
-        norms = self.qk_norm.cost(self.head_dim) * 2 if self.qk_norm else Cost()
-        pairs = visible_pairs(length, window=self.window)
-        return norms + Cost(weights=matmul + biases, matmul_flops=2.0 * matmul, attention_flops=4.0 * queries * pairs)
+        spans = (self.head_dim, self.head_dim) if self.qk_norm_span is NormSpan.HEAD else (queries, keys)
+        norms = sum((self.qk_norm.cost(span) for span in spans), Cost()) if self.qk_norm else Cost()
+        own = Cost(weights=2 * width * queries, matmul_flops=4.0 * width * queries)
+        read = Cost(weights=2 * width * keys, matmul_flops=4.0 * width * keys).times(memory_share)
+        return own + read + norms + Cost(weights=biases, attention_flops=4.0 * queries * pairs)
 
 
-class SelfAttention(nnx.Module):
+class MultiHeadAttention(nnx.Module):
     """The module of an `Attention`."""
 
     def __init__(self, config: Attention, width: int, *, depth_scale: float, std: float | None, execution: Execution):
         self.config, self.execution = config, execution
         kv, groups, dim = config.kv_heads, config.heads // config.kv_heads, config.head_dim
         into, out = std or width**-0.5, (std or (config.heads * dim) ** -0.5) * depth_scale
+        # Scores start at unit size whatever their factor.
+        asking = into if std or config.scale is None else into * dim**-0.5 / config.scale
         wide, narrow = ("kv_heads", "groups", "head_dim"), ("kv_heads", "head_dim")
-        self.query = parameter((width, kv, groups, dim), ("embed", *wide), role=Role.KERNEL, std=into)
+        self.query = parameter((width, kv, groups, dim), ("embed", *wide), role=Role.KERNEL, std=asking)
         self.key = parameter((width, kv, dim), ("embed", *narrow), role=Role.KERNEL, std=into)
         self.value = parameter((width, kv, dim), ("embed", *narrow), role=Role.KERNEL, std=into)
         self.out = parameter((kv, groups, dim, width), (*wide, "embed"), role=Role.KERNEL, std=out)
@@ -95,89 +135,163 @@ class SelfAttention(nnx.Module):
         self.value_bias = bias((kv, 1, dim), KEYS[1:])
         self.out_bias = bias((width,), ("embed",))
         if config.qk_norm:
-            self.query_norm = Normalize(config.qk_norm, dim, axis="head_dim", execution=execution)
-            self.key_norm = Normalize(config.qk_norm, dim, axis="head_dim", execution=execution)
+            if config.qk_norm_span is NormSpan.HEAD:
+                queries, keys = ((dim,), ("head_dim",)), ((dim,), ("head_dim",))
+            else:
+                queries, keys = ((kv, groups, 1, dim), QUERIES[1:]), ((kv, 1, dim), KEYS[1:])
+            self.query_norm = Normalize(config.qk_norm, *queries, execution=execution)
+            self.key_norm = Normalize(config.qk_norm, *keys, execution=execution)
 
     def __call__(
         self,
         x: Float[Array, "batch length embed"],
         *,
         segments: Int[Array, "batch length"] | None = None,
+        memory: Float[Array, "batch memory embed"] | None = None,
+        memory_segments: Int[Array, "batch memory"] | None = None,
+        prefix: Bool[Array, "batch length"] | None = None,
+        bias: Float[Array, "kv_heads groups length length"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """Attends to earlier positions of the same segment.
+        """Attends to positions of the same segment.
 
         Args:
             x: the residual stream.
             segments: number of the document each position belongs to; None where a row is one document.
+            memory: what is attended to in place of `x`.
+            memory_segments: number of the document of each position of the memory.
+            prefix: positions that earlier ones see too; None for none.
+            bias: added to scores.
             key: randomness for dropout; None for none.
         """
         config, run = self.config, self.execution
+        source = x if memory is None else memory
         q = add_bias(project("bld,dkgh->bkglh", x, self.query, QUERIES, run), self.query_bias, run)
-        k = add_bias(project("bld,dkh->bklh", x, self.key, KEYS, run), self.key_bias, run)
-        v = add_bias(project("bld,dkh->bklh", x, self.value, KEYS, run), self.value_bias, run)
+        k = add_bias(project("bld,dkh->bklh", source, self.key, KEYS, run), self.key_bias, run)
+        v = add_bias(project("bld,dkh->bklh", source, self.value, KEYS, run), self.value_bias, run)
         if config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
-        if config.positions is Positions.ROTARY:
-            q = rotate(q, config.rotary_base)
-            k = rotate(k[:, :, None], config.rotary_base)[:, :, 0]
-        mixed = checkpoint_name(attend(q, k, v, config, run, segments=segments, key=key), "attention")
+        if config.positions is Positions.ROTARY and memory is None:
+            q = rotate(q, config.rotary)
+            k = rotate(k[:, :, None], config.rotary)[:, :, 0]
+        sight = Sight.of(config, segments, prefix) if memory is None else Sight.whole(segments, memory_segments)
+        mixed = checkpoint_name(attend(q, k, v, config, run, sight=sight, bias=bias, key=key), "attention")
         out = project("bkglh,kghd->bld", mixed, self.out, ("batch", "length", "embed"), run)
         return add_bias(out, self.out_bias, run)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """Which keys each query sees: those not too far away, of its own segment.
+
+    Attributes:
+        back: furthest place back, or None for no limit.
+        ahead: furthest place ahead, or None for no limit.
+        queries: segment of each query; None where nothing is hidden.
+        keys: segment of each key.
+        prefix: keys that every query of the segment sees, however far ahead; None for none.
+    """
+
+    back: int | None
+    ahead: int | None
+    queries: Int[Array, "batch queries"] | None
+    keys: Int[Array, "batch keys"] | None
+    prefix: Bool[Array, "batch keys"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: Attention,
+        segments: Int[Array, "batch length"] | None,
+        prefix: Bool[Array, "batch length"] | None = None,
+    ) -> "Sight":
+        """That of a sequence that attends to itself."""
+        reach = None if config.window is None else config.window - 1
+        ahead = 0 if config.causal else reach
+        return cls(back=reach, ahead=ahead, queries=segments, keys=segments, prefix=prefix)
+
+    @classmethod
+    def whole(cls, queries: Int[Array, "batch queries"] | None, keys: Int[Array, "batch keys"] | None) -> "Sight":
+        """That of a sequence that attends to another one; a document sees the one of the same number."""
+        return cls(back=None, ahead=None, queries=queries, keys=keys)
+
+    def span(self, start: int, end: int, length: int) -> tuple[int, int]:
+        """First and last but one of the `length` keys that any query in [start, end) sees."""
+        if self.prefix is not None:
+            return 0, length
+        first = 0 if self.back is None else max(0, start - self.back)
+        return first, length if self.ahead is None else min(length, end + self.ahead)
+
+    def mask(self, start: int, end: int, first: int, last: int) -> Bool[Array, "#batch queries keys"] | None:
+        """Which keys in [first, last) the queries in [start, end) see; None for all."""
+        visible = None
+        ahead = np.arange(first, last)[None, :] - np.arange(start, end)[:, None]
+        if self.ahead is not None:
+            visible = ahead <= self.ahead
+        if self.back is not None:
+            visible = (True if visible is None else visible) & (-ahead <= self.back)
+        if visible is not None:
+            visible = jnp.asarray(visible)[None]
+            if self.prefix is not None:
+                visible = visible | self.prefix[:, None, first:last]
+        if self.queries is not None and self.keys is not None:
+            same = self.queries[:, start:end, None] == self.keys[:, None, first:last]
+            visible = same if visible is None else visible & same
+        return visible
+
+
 def attend(
-    q: Float[Array, "batch kv_heads groups length head_dim"],
-    k: Float[Array, "batch kv_heads length head_dim"],
-    v: Float[Array, "batch kv_heads length head_dim"],
+    q: Float[Array, "batch kv_heads groups queries head_dim"],
+    k: Float[Array, "batch kv_heads keys head_dim"],
+    v: Float[Array, "batch kv_heads keys head_dim"],
     config: Attention,
     execution: Execution,
     *,
-    segments: Int[Array, "batch length"] | None = None,
+    sight: Sight,
+    bias: Float[Array, "kv_heads groups queries keys"] | None = None,
     key: Key[Array, ""] | None = None,
-) -> Float[Array, "batch kv_heads groups length head_dim"]:
+) -> Float[Array, "batch kv_heads groups queries head_dim"]:
     """Weighted means of values, the weights a softmax of scaled products of queries and keys.
 
     Raises:
         ValueError: if the kernel cannot do what the configuration asks.
     """
     if execution.kernel in (Kernel.CUDNN, Kernel.REFERENCE):
-        return _library_attention(q, k, v, config, execution, segments)
+        return _library_attention(q, k, v, config, execution, sight, bias)
     length = q.shape[3]
-    blocks = 4 if execution.kernel is Kernel.BLOCKS and length % 4 == 0 and length >= 64 else 1
+    limited = sight.ahead is not None or sight.back is not None  # else no block of queries could skip a key
+    blocks = 4 if limited and execution.kernel is Kernel.BLOCKS and length % 4 == 0 and length >= 64 else 1
     size = length // blocks
     slopes = None
     if config.positions is Positions.ALIBI:
         slopes = alibi_slopes(config.heads).reshape(config.kv_heads, -1)
     outputs = []
     # `split` rather than slices: its gradient is one concatenation.
-    for block, queries in enumerate(jax.lax.split(q * q.shape[-1] ** -0.5, (size,) * blocks, axis=3)):
+    for block, queries in enumerate(jax.lax.split(q * _scale(config), (size,) * blocks, axis=3)):
         start, end = block * size, (block + 1) * size
-        first = 0 if config.window is None else max(0, start - config.window + 1)
-        scores = jnp.einsum("bkgqh,bksh->bkgqs", queries, k[:, :, first:end])
+        first, last = sight.span(start, end, k.shape[2])
+        scores = jnp.einsum("bkgqh,bksh->bkgqs", queries, k[:, :, first:last])
         scores = soft_cap(scores.astype(jnp.float32), config.score_cap)
         if slopes is not None:
-            distance = np.arange(start, end)[:, None] - np.arange(first, end)[None, :]
-            scores = scores - jnp.asarray(slopes[None, :, :, None, None] * np.maximum(distance, 0)).astype(jnp.float32)
-        mask = _visible(start, end, first, config.window)[None, None, None]
-        if segments is not None:
-            same = segments[:, start:end, None] == segments[:, None, first:end]
-            mask = mask & same[:, None, None]
-        scores = scores + jnp.where(mask, 0.0, NEVER)  # a sum, because its gradient is free
+            distance = np.abs(np.arange(start, end)[:, None] - np.arange(first, last)[None, :])
+            scores = scores - jnp.asarray(slopes[None, :, :, None, None] * distance).astype(jnp.float32)
+        if bias is not None:
+            scores = scores + bias[None, :, :, start:end, first:last].astype(jnp.float32)
+        mask = sight.mask(start, end, first, last)
+        if mask is not None:
+            scores = scores + jnp.where(mask[:, None, None], 0.0, NEVER)  # a sum, because its gradient is free
         # A softmax whose sum divides the result and not the weights: fewer passes over queries x keys, in both
         # directions (its gradient is then that of FlashAttention, Dao et al. 2022, appendix B).
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)
         weights = dropout(weights, config.dropout, None if key is None else jax.random.fold_in(key, start))
-        mixed = jnp.einsum("bkgqs,bksh->bkgqh", weights.astype(v.dtype), v[:, :, first:end])
+        mixed = jnp.einsum("bkgqs,bksh->bkgqh", weights.astype(v.dtype), v[:, :, first:last])
         outputs.append((mixed / total).astype(v.dtype))
     return jnp.concatenate(outputs, axis=3) if blocks > 1 else outputs[0]
 
 
-def _visible(start: int, end: int, first: int, window: int | None) -> Bool[Array, "queries keys"]:
-    """Which keys in [first, end) the queries in [start, end) see: themselves and before, within the window."""
-    distance = jnp.arange(start, end)[:, None] - jnp.arange(first, end)[None, :]
-    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+def _scale(config: Attention) -> float:
+    return config.head_dim**-0.5 if config.scale is None else config.scale
 
 
 def fits_library(config: Attention) -> bool:
@@ -185,26 +299,27 @@ def fits_library(config: Attention) -> bool:
     return config.positions is not Positions.ALIBI and config.score_cap is None and not config.dropout
 
 
-def _library_attention(q, k, v, config: Attention, execution: Execution, segments):
+def _library_attention(q, k, v, config: Attention, execution: Execution, sight: Sight, bias):
     """`jax.nn.dot_product_attention` on each device's own rows and heads."""
-    if not fits_library(config):
+    if not fits_library(config) or bias is not None or sight.prefix is not None:
         raise ValueError(
-            f"attention kernel '{execution.kernel.value}' has no ALiBi, score cap or dropout; "
+            f"attention kernel '{execution.kernel.value}' has no ALiBi, relative bias, prefix, score cap or dropout; "
             "choose 'blocks' or 'dense' (--placement.kernel)"
         )
-    window = None if config.window is None else (config.window - 1, 0)
+    window = None if sight.back is None else (sight.back, sight.back if sight.ahead is None else sight.ahead)
 
-    def local(q, k, v, segments=None):
+    def local(q, k, v, queries=None, keys=None):
         batch, kv, groups, length, dim = q.shape
         q = q.reshape(batch, kv * groups, length, dim).swapaxes(1, 2)
-        mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
+        mask = None if queries is None else (queries[:, None, :, None] == keys[:, None, None, :])
         out = jax.nn.dot_product_attention(
-            q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask, is_causal=True, local_window_size=window,
-            implementation="cudnn" if execution.kernel is Kernel.CUDNN else "xla",
+            q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask, is_causal=sight.ahead == 0, local_window_size=window,
+            scale=_scale(config), implementation="cudnn" if execution.kernel is Kernel.CUDNN else "xla",
         )  # fmt: skip
         return out.swapaxes(1, 2).reshape(batch, kv, groups, length, dim)
 
     spec = execution.rules.spec
-    arrays = [q, k, v] + ([] if segments is None else [segments])
-    specs = [spec(*QUERIES), spec(*KEYS), spec(*KEYS), spec("batch", "length")][: len(arrays)]
+    segments = [array for array in (sight.queries, sight.keys) if array is not None]
+    arrays = [q, k, v, *segments]
+    specs = [spec(*QUERIES), spec(*KEYS), spec(*KEYS), *[spec("batch", "length")] * len(segments)]
     return jax.shard_map(local, in_specs=tuple(specs), out_specs=spec(*QUERIES))(*arrays)

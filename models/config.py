@@ -1,4 +1,4 @@
-"""An architecture as data: an embedding, stacks of repeated blocks, a head.
+"""An architecture as data: an embedding, an encoder or a decoder or both, a head.
 
 A `Block` names a token mixer and a feed-forward part; a `Stack` repeats a pattern of blocks; an `Architecture` is the
 whole. Each part's settings live beside its module (`Attention` in `attention.py`, `MLP` in `feedforward.py`), and a new
@@ -13,10 +13,12 @@ from flax import nnx
 
 from models.attention import Attention
 from models.cost import Cost
+from models.embedding import Embedding
 from models.execution import Execution
 from models.feedforward import MLP
-from models.layers import Norm
-from models.positions import Positions
+from models.head import Classifier, Head
+from models.layers import RMS_NORM, Norm
+from models.positions import Positions, RelativeBias
 
 
 class Part(Protocol):
@@ -30,40 +32,69 @@ class Part(Protocol):
 
 
 class NormPlacement(Enum):
-    """Norm before each part with an untouched residual stream (pre), or after each sum (post, Vaswani et al. 2017)."""
+    """Where the norms of a block are.
+
+    `pre`: before each part, the residual stream untouched. `post`: after each sum (Vaswani et al. 2017). `output`:
+    after each part, before the sum (OLMo 2). `sandwich`: before and after each part (Gemma 2).
+    """
 
     PRE = "pre"
     POST = "post"
+    OUTPUT = "output"
+    SANDWICH = "sandwich"
 
 
-class Tying(Enum):
-    """Whether the head is the token embedding transposed (Press and Wolf 2017) or a matrix of its own."""
+class Order(Enum):
+    """Whether each part of a block sees what the one before has added, or all see the block's input (GPT-J)."""
 
-    TIED = "tied"
-    UNTIED = "untied"
+    SERIES = "series"
+    PARALLEL = "parallel"
+
+
+class Sharing(Enum):
+    """Whether each repeat of a pattern has parameters of its own, or all have the same (Lan et al. 2020)."""
+
+    OWN = "own"
+    SHARED = "shared"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A token mixer, then a feed-forward part, each in a residual branch.
+    """A token mixer, maybe attention to a memory, then a feed-forward part, each in a residual branch.
 
     Attributes:
         mixer: the token mixer.
         feedforward: the feed-forward part.
-        norm: kind of norm.
+        cross: attention to the encoder's output, or None.
+        norm: norm of each branch.
         placement: where the norms are.
+        order: whether branches follow each other.
         dropout: share of each branch's output dropped in training.
     """
 
     mixer: Attention
     feedforward: MLP
-    norm: Norm = Norm.RMS
+    cross: Attention | None = None
+    norm: Norm = RMS_NORM
     placement: NormPlacement = NormPlacement.PRE
+    order: Order = Order.SERIES
     dropout: float = 0.0
 
-    def cost(self, width: int, length: int) -> Cost:
-        """Parameters and FLOPs per token."""
-        return self.mixer.cost(width, length) + self.feedforward.cost(width, length) + self.norm.cost(width) * 2
+    def __post_init__(self):
+        if self.order is Order.PARALLEL and self.placement is NormPlacement.POST:
+            raise ValueError("block: parallel branches have no sum of their own to normalise; choose another placement")
+
+    @property
+    def branches(self) -> int:
+        """Number of residual branches."""
+        return 2 if self.cross is None else 3
+
+    def cost(self, width: int, length: int, memory: int = 0) -> Cost:
+        """Parameters and FLOPs per token on rows of `length` tokens, with `memory` tokens to attend to."""
+        norms = self.branches * (2 if self.placement is NormPlacement.SANDWICH else 1)
+        cross = self.cross.cross_cost(width, length, memory) if self.cross else Cost()
+        parts = self.mixer.cost(width, length) + cross + self.feedforward.cost(width, length)
+        return parts + self.norm.cost(width) * norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,66 +103,67 @@ class Stack:
 
     Attributes:
         pattern: the blocks of one repeat, in order.
-        repeats: how many times the pattern stands in the stack, each with parameters of its own.
+        repeats: how many times the pattern stands in the stack.
+        sharing: whether repeats have parameters of their own.
+        relative: relative bias of all scores, or None.
     """
 
     pattern: tuple[Block, ...]
     repeats: int
+    sharing: Sharing = Sharing.OWN
+    relative: RelativeBias | None = None
+
+    def __post_init__(self):
+        if self.repeats < 1 or not self.pattern:
+            raise ValueError("architecture: a stack needs at least one block and one repeat")
+        if self.relative and len({(mixer.kv_heads, mixer.heads, mixer.causal) for mixer in self.mixers}) > 1:
+            raise ValueError("architecture: a relative bias wants blocks of equal heads and visibility")
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.pattern) * self.repeats
 
-    def cost(self, width: int, length: int) -> Cost:
-        """Parameters and FLOPs per token."""
-        return sum((block.cost(width, length) for block in self.pattern), Cost()) * self.repeats
+    @property
+    def copies(self) -> int:
+        """How many times the pattern's parameters exist."""
+        return self.repeats if self.sharing is Sharing.OWN else 1
 
+    @property
+    def mixers(self) -> tuple[Attention, ...]:
+        """The token mixers of the pattern."""
+        return tuple(block.mixer for block in self.pattern)
 
-@dataclass(frozen=True, kw_only=True)
-class Embedding:
-    """Tokens to vectors.
+    @property
+    def norm(self) -> Norm | None:
+        """The norm after the stack: that of the last block, none where blocks end in one."""
+        last = self.pattern[-1]
+        return None if last.placement is NormPlacement.POST else last.norm
 
-    Attributes:
-        positions: learned or sinusoidal positions added here; none where order comes from attention.
-        dropout: share dropped in training.
-    """
-
-    positions: Positions = Positions.NONE
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        if self.positions in (Positions.ROTARY, Positions.ALIBI):
-            raise ValueError(f"embedding: {self.positions.value} positions belong to attention, not to the embedding")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """Vectors to logits.
-
-    Attributes:
-        tying: whether the head shares the token embedding.
-        logit_cap: soft cap of logits, or None.
-    """
-
-    tying: Tying = Tying.TIED
-    logit_cap: float | None = None
+    def cost(self, width: int, length: int, memory: int = 0) -> Cost:
+        """Parameters and FLOPs per token, the last norm included."""
+        pattern = sum((block.cost(width, length, memory) for block in self.pattern), Cost())
+        bias = Cost(embedding=self.relative.buckets * self.mixers[0].heads) if self.relative else Cost()
+        norm = self.norm.cost(width) if self.norm else Cost()
+        return (pattern * self.copies).times(self.repeats / self.copies) + bias + norm
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A decoder-only model as data.
+    """A model as data: encoder-only, decoder-only, or an encoder whose output the decoder attends to.
 
     Attributes:
         family: name in the zoo, for tables and figures.
         vocab: vocabulary size.
-        length: longest row in tokens (the size of learned positions).
+        length: longest row in tokens (the size of learned positions), on either side.
         width: size of the residual stream (axis `embed`).
-        stack: the blocks.
-        embedding: tokens to vectors.
-        head: vectors to logits.
+        encoder: the blocks of the encoder, or None.
+        decoder: the blocks of the decoder, or None.
+        embedding: tokens to vectors; both sides share the table, and have the rest each for itself.
+        head: vectors to logits of tokens, or None.
+        classifier: vectors to logits of classes, or None.
         std: deviation of all normal initialisers; None for 1/sqrt(inputs), which keeps activations of one size at
-            every width. Outputs into the residual stream start smaller by 1/sqrt(2 depth) in either case (Radford et
+            every width. Outputs into the residual stream start smaller by 1/sqrt(branches) in either case (Radford et
             al. 2019).
     """
 
@@ -139,36 +171,71 @@ class Architecture:
     vocab: int
     length: int
     width: int
-    stack: Stack
+    encoder: Stack | None = None
+    decoder: Stack | None = None
     embedding: Embedding = Embedding()
-    head: Head = Head()
+    head: Head | None = Head()
+    classifier: Classifier | None = None
     std: float | None = None
 
     def __post_init__(self):
         for name in ("vocab", "length", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"architecture: {name} is {getattr(self, name)} and must be positive")
-        if self.embedding.positions is Positions.SINUSOIDAL and self.width % 2:
-            raise ValueError(f"architecture: sinusoidal positions need an even width, not {self.width}")
-        if self.stack.repeats < 1 or not self.stack.pattern:
-            raise ValueError("architecture: a stack needs at least one block and one repeat")
+        if self.embedding.positions is Positions.SINUSOIDAL and self.table_size % 2:
+            raise ValueError(f"architecture: sinusoidal positions need an even width, not {self.table_size}")
+        if not self.stacks:
+            raise ValueError("architecture: there is neither an encoder nor a decoder")
+        for side, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
+            crossing = side == "decoder" and self.encoder is not None
+            if stack and any((block.cross is not None) != crossing for block in stack.pattern):
+                wants = "a decoder beside an encoder attends to it" if crossing else f"the {side} has nothing to"
+                raise ValueError(f"architecture: {wants} (the blocks' `cross`)")
+        if self.head and self.table_size != self.width and not self.head.transform:
+            raise ValueError(
+                f"architecture: a head on width {self.width} needs a transform to token vectors of {self.table_size}"
+            )
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The encoder and the decoder, those that there are."""
+        return tuple(stack for stack in (self.encoder, self.decoder) if stack)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of the stacks' patterns."""
+        return tuple(block for stack in self.stacks for block in stack.pattern)
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """Every attention, to itself and to a memory."""
+        return tuple(part for block in self.blocks for part in (block.mixer, block.cross) if part)
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
-        return self.stack.depth
+        return sum(stack.depth for stack in self.stacks)
 
     @property
-    def final_norm(self) -> Norm | None:
-        """The norm before the head: that of the last block where norms come first, none where they come after."""
-        last = self.stack.pattern[-1]
-        return last.norm if last.placement is NormPlacement.PRE else None
+    def table_size(self) -> int:
+        """Entries of a token's vector in the table."""
+        return self.embedding.size or self.width
 
-    def cost(self, length: int) -> Cost:
-        """Parameters, and FLOPs per token on rows of `length` tokens."""
-        table = self.vocab * self.width
-        positions = self.length * self.width if self.embedding.positions is Positions.LEARNED else 0
-        head = table if self.head.tying is Tying.UNTIED else 0
-        norm = self.final_norm.cost(self.width) if self.final_norm else Cost()
-        ends = Cost(embedding=table + positions + head, matmul_flops=2.0 * table)
-        return self.stack.cost(self.width, length) + norm + ends
+    def cost(self, length: int, inputs: int | None = None) -> Cost:
+        """Parameters, and FLOPs per token on rows of `length` tokens.
+
+        With both sides, rows have `inputs` tokens (`length` of them if not given) and `length` targets, and FLOPs are
+        those of a row divided by the tokens of both.
+        """
+        both = len(self.stacks) == 2
+        inputs = (length if inputs is None else inputs) if both else 0
+        lengths = (inputs, length) if both else (length,)
+        total = Cost(embedding=self.vocab * self.table_size)
+        for stack, own in zip(self.stacks, lengths, strict=True):
+            side = stack.cost(self.width, own, inputs) + self.embedding.cost(self.length, self.width)
+            total += side.times(own / (length + inputs))
+        if self.head:
+            total += self.head.cost(self.vocab, self.width, self.table_size).times(length / (length + inputs))
+        if self.classifier:
+            total += self.classifier.cost(self.width, length).times(length / (length + inputs))
+        return total

@@ -3,11 +3,14 @@
 Counts are analytic, because XLA's own count sees the body of a loop once. A multiply-add is two FLOPs; element-wise
 work is left out, as everywhere in the literature; the backward pass is twice the forward one.
 
+An encoder-decoder's tokens are those of both sides, inputs and targets, and its FLOPs are exact for them. Each token
+meets only the parameters of its side, so that 6 x params x tokens overstates them by nearly two.
+
 The conventions differ by more than taste: with small models the embedding and the head dominate, and Kaplan's optimum
 exponent of 0.73 against Hoffmann's 0.50 is mostly this choice (Porian et al. 2024).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +40,11 @@ class Cost:
 
     def __mul__(self, repeats: int) -> "Cost":
         return Cost(**{field.name: getattr(self, field.name) * repeats for field in fields(Cost)})
+
+    def times(self, share: float) -> "Cost":
+        """The same parameters, used for `share` as many tokens."""
+        flops = dict(matmul_flops=self.matmul_flops * share, attention_flops=self.attention_flops * share)
+        return replace(self, **flops)
 
     @property
     def params(self) -> int:
@@ -72,13 +80,15 @@ class Cost:
 
 
 def visible_pairs(length: int, *, window: int | None = None, causal: bool = True) -> float:
-    """Keys that a query sees, averaged over the positions of a row of `length` tokens that is one document."""
-    if not causal:
-        return float(length)
+    """Keys that a query sees, averaged over the positions of a row of `length` tokens that is one document.
+
+    Itself and the `window - 1` before it, and as many after it where attention is not causal; None for all.
+    """
     reach = min(window or length, length)
-    return (reach * (reach + 1) / 2 + (length - reach) * reach) / length
+    pairs = reach * (reach + 1) / 2 + (length - reach) * reach
+    return (pairs if causal else 2 * pairs - length) / length
 
 
 def cost(architecture: "Architecture", length: int | None = None) -> Cost:
-    """The cost of an architecture on rows of `length` tokens (its own length when not given)."""
+    """The cost of an architecture on rows of `length` tokens on either side (its own length when not given)."""
     return architecture.cost(length or architecture.length)

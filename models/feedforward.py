@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -19,6 +20,7 @@ class Activation(Enum):
     GELU = "gelu"
     GELU_EXACT = "gelu-exact"
     SILU = "silu"
+    TANH = "tanh"
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Applies it."""
@@ -27,6 +29,7 @@ class Activation(Enum):
             Activation.GELU: jax.nn.gelu,
             Activation.GELU_EXACT: lambda x: jax.nn.gelu(x, approximate=False),
             Activation.SILU: jax.nn.silu,
+            Activation.TANH: jnp.tanh,
         }[self](x)
 
 

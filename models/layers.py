@@ -6,6 +6,7 @@ in `models/` names a sharding.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import jax
@@ -32,13 +33,13 @@ class Role(Enum):
 
 
 def parameter(
-    shape: Sequence[int], axes: Sequence[str], *, role: Role, std: float | None = None, constant: float = 0.0
+    shape: Sequence[int], axes: Sequence[str | None], *, role: Role, std: float | None = None, constant: float = 0.0
 ) -> nnx.Param:
     """Declares a float32 parameter, which `initialize` fills in.
 
     Args:
         shape: sizes, one for each of `axes`.
-        axes: logical axes, the words of `parallel.sharding.Rules`.
+        axes: logical axes, the words of `parallel.sharding.Rules`; None for one that is never split.
         role: what the parameter is.
         std: standard deviation of the normal initialiser.
         constant: the initial value everywhere, where there is no `std`.
@@ -83,7 +84,7 @@ def use(param: nnx.Param, execution: Execution) -> Array:
     return reshard(value, execution.rules.spec(*axes))
 
 
-def project(equation: str, x: Array, kernel: nnx.Param, axes: Sequence[str], execution: Execution) -> Array:
+def project(equation: str, x: Array, kernel: nnx.Param, axes: Sequence[str | None], execution: Execution) -> Array:
     """`einsum(equation, x, kernel)` whose result has logical axes `axes`."""
     return jnp.einsum(equation, x, use(kernel, execution), out_sharding=execution.rules.spec(*axes))
 
@@ -96,38 +97,70 @@ def add_bias(x: Array, bias: nnx.Param | None, execution: Execution) -> Array:
     return x + value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
 
 
-class Norm(Enum):
+class NormForm(Enum):
     """Layer normalisation (Ba et al. 2016) or root-mean-square normalisation (Zhang and Sennrich 2019)."""
 
     LAYER = "layer"
     RMS = "rms"
 
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A normalisation with a learned scale.
+
+    Attributes:
+        form: layer or root-mean-square normalisation.
+        epsilon: added to the mean square.
+        bias: whether layer normalisation also learns a shift.
+        offset: what the learned scale is added to: with 1, as in Gemma, weight decay pulls towards no scaling.
+    """
+
+    form: NormForm = NormForm.RMS
+    epsilon: float = 1e-6
+    bias: bool = True
+    offset: float = 0.0
+
+    @property
+    def shifts(self) -> bool:
+        """Whether there is a shift."""
+        return self.form is NormForm.LAYER and self.bias
+
     def cost(self, size: int) -> Cost:
-        """Its parameters: a scale, and for `layer` a shift."""
-        return Cost(weights=size * (2 if self is Norm.LAYER else 1))
+        """Its parameters: a scale, and maybe a shift."""
+        return Cost(weights=size * (2 if self.shifts else 1))
+
+
+LAYER_NORM = Norm(form=NormForm.LAYER)
+RMS_NORM = Norm(form=NormForm.RMS)
 
 
 class Normalize(nnx.Module):
-    """Normalises the last axis in float32 and scales it (and shifts it, for `Norm.LAYER`)."""
+    """The module of a `Norm`: normalises in float32, scales and maybe shifts.
 
-    def __init__(self, norm: Norm, size: int, *, axis: str, execution: Execution):
+    It is over the last axes, as many as the scale has, but not over `length`, along which a scale is one.
+    """
+
+    def __init__(self, norm: Norm, shape: Sequence[int], axes: Sequence[str], *, execution: Execution):
         self.norm, self.execution = norm, execution
-        self.scale = parameter((size,), (axis,), role=Role.SCALE, constant=1.0)
-        if norm is Norm.LAYER:
-            self.shift = parameter((size,), (axis,), role=Role.BIAS)
+        self.over = tuple(index - len(axes) for index, axis in enumerate(axes) if axis != "length")
+        self.scale = parameter(shape, axes, role=Role.SCALE, constant=1.0 - norm.offset)
+        self.shift = parameter(shape, axes, role=Role.BIAS) if norm.shifts else None
 
-    def __call__(self, x: Float[Array, "... size"]) -> Float[Array, "... size"]:
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns an array of the same shape and type."""
-        x32 = x.astype(jnp.float32)
-        if self.norm is Norm.LAYER:
-            x32 = x32 - x32.mean(axis=-1, keepdims=True)
-        x32 = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=-1, keepdims=True) + 1e-6)
-        scale = reshard(self.scale[...], self.execution.rules.spec(None))
-        x32 = x32 * scale.reshape((1,) * (x.ndim - 1) + (-1,))
-        if self.norm is Norm.LAYER:
-            shift = reshard(self.shift[...], self.execution.rules.spec(None))
-            x32 = x32 + shift.reshape((1,) * (x.ndim - 1) + (-1,))
+        norm, x32 = self.norm, x.astype(jnp.float32)
+        if norm.form is NormForm.LAYER:
+            x32 = x32 - x32.mean(axis=self.over, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=self.over, keepdims=True) + norm.epsilon)
+        x32 = x32 * self._whole(self.scale, x.ndim, norm.offset)
+        if self.shift is not None:
+            x32 = x32 + self._whole(self.shift, x.ndim)
         return x32.astype(x.dtype)
+
+    def _whole(self, param: nnx.Param, dims: int, offset: float = 0.0) -> Array:
+        axes = param.get_metadata("axes")[-param.ndim :]
+        value = reshard(param[...], self.execution.rules.spec(*axes))  # not in the working type, as `use` has it
+        return (value + offset if offset else value).reshape((1,) * (dims - param.ndim) + param.shape)
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:

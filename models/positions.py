@@ -1,10 +1,19 @@
-"""How a model knows the order of tokens: at the embedding (learned, sinusoidal) or inside attention (rotary, ALiBi)."""
+"""How a model knows the order of tokens: at the embedding (learned, sinusoidal) or inside attention (rotary, ALiBi).
 
+The relative bias of T5 is inside attention too, but one table serves all blocks: it belongs to the stack.
+"""
+
+from dataclasses import dataclass
 from enum import Enum
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import reshard
 from jaxtyping import Array, Float, Int
+
+from models.execution import Execution
+from models.layers import Role, parameter
 
 
 class Positions(Enum):
@@ -30,20 +39,68 @@ def sinusoidal(positions: Int[Array, "batch length"], size: int) -> Float[Array,
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LlamaScaling:
+    """Slower rotation of long waves, so that a model trained on short rows reads long ones (Llama 3.1).
+
+    Waves longer than `trained / low` are slowed by `factor`, those shorter than `trained / high` are left alone, and
+    between the two the rate goes over linearly in `trained / wavelength`.
+
+    Attributes:
+        factor: how many times longer rows become.
+        low: turns within the trained length up to which a wave is slowed in full.
+        high: turns from which on it is left alone.
+        trained: row length before.
+    """
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    trained: int = 8_192
+
+    def __call__(self, rates: np.ndarray) -> np.ndarray:
+        """The rates, some of them slower."""
+        turns = self.trained * rates / (2 * np.pi)
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        return rates * (kept + (1 - kept) / self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """How queries and keys turn with the place (Su et al. 2021).
+
+    Attributes:
+        base: longest period is 2 pi times this.
+        dims: entries of a head that turn, the first ones; None for all.
+        scaling: change of the rates, or None.
+    """
+
+    base: float = 10_000.0
+    dims: int | None = None
+    scaling: LlamaScaling | None = None
+
+    def rates(self, dims: int) -> Float[np.ndarray, "dims//2"]:
+        """Radians per place of each pair."""
+        rates = self.base ** (-np.arange(dims // 2) / (dims // 2))
+        return rates if self.scaling is None else self.scaling(rates)
+
+
 def rotate(
-    x: Float[Array, "batch kv_heads groups length head_dim"], base: float
+    x: Float[Array, "batch kv_heads groups length head_dim"], rotary: Rotary
 ) -> Float[Array, "batch kv_heads groups length head_dim"]:
-    """Rotary embedding by the place in the row (Su et al. 2021, equation 34; pairs are the two halves of the head).
+    """Rotary embedding by the place in the row (Su et al. 2021, equation 34; pairs are the two halves of what turns).
 
     Only differences of places matter, so a packed document needs no places of its own.
     """
-    length, half = x.shape[-2], x.shape[-1] // 2
-    angles = np.arange(length)[:, None] * base ** (-np.arange(half) / half)
+    length, dims = x.shape[-2], rotary.dims or x.shape[-1]
+    half = dims // 2
+    angles = np.arange(length)[:, None] * rotary.rates(dims)
     shape = (1,) * (x.ndim - 2) + (length, half)
     cos = jnp.asarray(np.cos(angles), x.dtype).reshape(shape)
     sin = jnp.asarray(np.sin(angles), x.dtype).reshape(shape)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    first, second, rest = x[..., :half], x[..., half:dims], x[..., dims:]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned if dims == x.shape[-1] else [*turned, rest], axis=-1)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
@@ -56,3 +113,54 @@ def alibi_slopes(heads: int) -> np.ndarray:
     slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
     more = 2.0 ** (-8.0 * np.arange(1, 2 * power + 1, 2) / (2 * power))
     return np.concatenate([slopes, more[: heads - power]]).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeBias:
+    """A learned score for each head and each range of distances, the same in all blocks (Raffel et al. 2020).
+
+    Attributes:
+        buckets: ranges of distances; half are single distances, the others grow geometrically.
+        distance: from here on all distances are one range.
+    """
+
+    buckets: int = 32
+    distance: int = 128
+
+    def __post_init__(self):
+        if self.buckets < 4 or self.buckets % 2 or self.distance <= self.buckets // 2:
+            raise ValueError(
+                f"relative bias: {self.buckets} buckets up to distance {self.distance}; want an even number of at "
+                "least 4, and a distance larger than half of it"
+            )
+
+    def bucket(self, length: int, *, causal: bool) -> Int[np.ndarray, "queries keys"]:
+        """Number of the range that each pair of places falls in; where both directions are seen, half for each."""
+        ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
+        count = self.buckets if causal else self.buckets // 2
+        away, exact = (np.maximum(-ahead, 0) if causal else np.abs(ahead)), count // 2
+        # In float32, as trained models had it: at exact powers rounding decides.
+        ratio = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+            np.log(self.distance / exact)
+        )
+        far = np.minimum(exact + (ratio * np.float32(count - exact)).astype(np.int32), count - 1)
+        near = np.where(away < exact, away, far)
+        return near if causal else near + count * (ahead > 0)
+
+
+class RelativeScores(nnx.Module):
+    """The module of a `RelativeBias`, for one stack."""
+
+    def __init__(self, config: RelativeBias, kv_heads: int, groups: int, *, std: float, execution: Execution):
+        self.config, self.execution = config, execution
+        axes = (None, "kv_heads", "groups")
+        self.table = parameter((config.buckets, kv_heads, groups), axes, role=Role.POSITION, std=std)
+
+    def __call__(self, length: int, *, causal: bool) -> Float[Array, "kv_heads groups length length"]:
+        """What is added to the scores of every row."""
+        run = self.execution
+        bucket = jnp.asarray(self.config.bucket(length, causal=causal))
+        spec = run.rules.spec("length", None, "kv_heads", "groups")
+        table = reshard(self.table[...].astype(run.dtype), run.rules.spec(None, None, None))
+        scores = table.at[bucket].get(out_sharding=spec)
+        return jnp.transpose(scores, (2, 3, 0, 1))

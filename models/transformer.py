@@ -1,113 +1,82 @@
-"""The residual block, the repeated stack, the decoder."""
+"""Whole models: one stack between an embedding and a head, or an encoder that a decoder attends to."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, reshard
-from jaxtyping import Array, Float, Int, Key
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from models.config import Architecture, Block, NormPlacement, Stack, Tying
-from models.execution import Execution, Layers
-from models.layers import Normalize, Role, dropout, parameter, repeated, soft_cap, use
-from models.positions import Positions, sinusoidal
+from models.config import Architecture, Stack
+from models.embedding import Prelude
+from models.execution import Execution
+from models.head import ClassHead, TokenHead
+from models.layers import Normalize, Role, parameter
+from models.stack import RepeatedStack
 from parallel.sharding import Rules
 
-RESIDUAL = ("batch", "length", "embed")
 
+class _Ends(nnx.Module):
+    """What all models share: the table of tokens, and what is said of the last vectors.
 
-class ResidualBlock(nnx.Module):
-    """Two residual branches: mix tokens, then transform each."""
-
-    def __init__(self, config: Block, width: int, *, depth_scale: float, std: float | None, execution: Execution):
-        self.config = config
-        self.mixer = config.mixer.build(width, depth_scale=depth_scale, std=std, execution=execution)
-        self.feedforward = config.feedforward.build(width, depth_scale=depth_scale, std=std, execution=execution)
-        self.mixer_norm = Normalize(config.norm, width, axis="embed", execution=execution)
-        self.feedforward_norm = Normalize(config.norm, width, axis="embed", execution=execution)
-
-    def __call__(
-        self,
-        x: Float[Array, "batch length embed"],
-        *,
-        segments: Int[Array, "batch length"] | None,
-        key: Key[Array, ""] | None,
-    ) -> Float[Array, "batch length embed"]:
-        """One block further along the residual stream."""
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        x = self._branch(x, self.mixer_norm, lambda y: self.mixer(y, segments=segments, key=keys[0]), keys[1])
-        return self._branch(x, self.feedforward_norm, self.feedforward, keys[2])
-
-    def _branch(self, x, norm, part, key):
-        if self.config.placement is NormPlacement.PRE:
-            return x + dropout(part(norm(x)), self.config.dropout, key)
-        return norm(x + dropout(part(x), self.config.dropout, key))
-
-
-class RepeatedStack(nnx.Module):
-    """A pattern of blocks repeated; every parameter has a leading axis `layers` over the repeats.
-
-    Looped over or written out, the parameters are the same arrays: a checkpoint does not know which.
-    """
-
-    def __init__(self, config: Stack, width: int, *, std: float | None, execution: Execution):
-        self.repeats, self.execution = config.repeats, execution
-        scale = (2 * config.depth) ** -0.5
-        blocks = (
-            ResidualBlock(block, width, depth_scale=scale, std=std, execution=execution) for block in config.pattern
-        )
-        self.pattern = nnx.List([repeated(block, config.repeats) for block in blocks])
-
-    def __call__(
-        self,
-        x: Float[Array, "batch length embed"],
-        *,
-        segments: Int[Array, "batch length"] | None,
-        key: Key[Array, ""] | None,
-    ) -> Float[Array, "batch length embed"]:
-        """Through all blocks."""
-        count = len(self.pattern)
-        keys = None if key is None else jax.random.split(key, (self.repeats, count))
-
-        def repeat(x, layer):
-            blocks, keys = layer
-            for index, block in enumerate(blocks):
-                x = block(x, segments=segments, key=None if keys is None else keys[index])
-            return x
-
-        repeat = self.execution.checkpointed(repeat)
-        layers = (tuple(self.pattern), keys)
-        if self.execution.layers is Layers.SCAN:
-            x, _ = jax.lax.scan(lambda x, layer: (repeat(x, layer), None), x, layers)
-            return x
-        for layer in _unstack(layers, self.repeats):
-            x = repeat(x, layer)
-        return x
-
-
-def _unstack(tree, count: int) -> list:
-    """Slices along the leading axis. `split` rather than indexing: its gradient is one concatenation."""
-    leaves, structure = jax.tree.flatten(tree)
-    slices = [[part[0] for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
-    return [jax.tree.unflatten(structure, [parts[index] for parts in slices]) for index in range(count)]
-
-
-class Decoder(nnx.Module):
-    """A decoder-only language model: embedding, stack, head.
-
-    Its parameters are declared, not yet there; `models.layers.initialize` fills them in.
+    Parameters are declared, not yet there; `models.layers.initialize` fills them in.
     """
 
     def __init__(self, config: Architecture, *, execution: Execution):
         self.config, self.execution = config, execution
-        shape, std = (config.vocab, config.width), config.std or config.width**-0.5
-        self.table = parameter(shape, ("vocab", "embed"), role=Role.EMBEDDING, std=std)
-        if config.embedding.positions is Positions.LEARNED:
-            self.positions = parameter((config.length, config.width), ("length", "embed"), role=Role.POSITION, std=std)
-        self.stack = RepeatedStack(config.stack, config.width, std=config.std, execution=execution)
-        norm = config.final_norm
-        self.norm = None if norm is None else Normalize(norm, config.width, axis="embed", execution=execution)
-        if config.head.tying is Tying.UNTIED:
-            self.head = parameter(shape, ("vocab", "embed"), role=Role.HEAD, std=std)
+        size, std = config.table_size, config.embedding.std(config.width, config.std)
+        self.table = parameter((config.vocab, size), ("vocab", "embed"), role=Role.EMBEDDING, std=std)
+        common = dict(std=config.std, execution=execution)
+        if config.head:
+            self.head = TokenHead(config.head, config.vocab, config.width, size, **common)
+        if config.classifier:
+            self.classifier = ClassHead(config.classifier, config.width, **common)
+
+    def logits(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
+        """Float32 logits of tokens.
+
+        Raises:
+            ValueError: if the architecture has no head.
+        """
+        if self.config.head is None:
+            raise ValueError(f"{self.config.family}: the architecture has no head, and so no logits of tokens")
+        return self.head(hidden, self.table)
+
+    def classes(
+        self, hidden: Float[Array, "batch length embed"], weights: Float[Array, "batch length"] | None = None
+    ) -> Float[Array, "batch places classes"]:
+        """Float32 logits of classes, of one place a row where rows are pooled.
+
+        Args:
+            hidden: what the model returned.
+            weights: weight of each place where pooling is a mean, 0 for padding; None for equal ones.
+
+        Raises:
+            ValueError: if the architecture has no classifier.
+        """
+        if self.config.classifier is None:
+            raise ValueError(f"{self.config.family}: the architecture has no classifier, and so no logits of classes")
+        return self.classifier(hidden, weights)
+
+    def _prelude(self) -> Prelude:
+        config = self.config
+        return Prelude(config.embedding, config.length, config.width, std=config.std, execution=self.execution)
+
+    def _stack(self, stack: Stack) -> RepeatedStack:
+        return RepeatedStack(stack, self.config.width, std=self.config.std, execution=self.execution)
+
+    def _norm(self, stack: Stack) -> Normalize | None:
+        """The norm after a stack."""
+        if stack.norm is None:
+            return None
+        return Normalize(stack.norm, (self.config.width,), ("embed",), execution=self.execution)
+
+
+class _OneStack(_Ends):
+    """An embedding, a stack, a head."""
+
+    def __init__(self, config: Architecture, *, execution: Execution):
+        super().__init__(config, execution=execution)
+        (stack,) = config.stacks
+        self.prelude, self.stack, self.norm = self._prelude(), self._stack(stack), self._norm(stack)
 
     def __call__(
         self,
@@ -115,6 +84,8 @@ class Decoder(nnx.Module):
         *,
         segments: Int[Array, "batch length"] | None = None,
         positions: Int[Array, "batch length"] | None = None,
+        types: Int[Array, "batch length"] | None = None,
+        prefix: Bool[Array, "batch length"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length embed"]:
         """The residual stream before the head.
@@ -123,42 +94,88 @@ class Decoder(nnx.Module):
             tokens: token numbers.
             segments: document of each position; other documents are not seen. None: a row is one document.
             positions: place of each token in its document, for learned and sinusoidal positions. None: in the row.
+            types: kind of each token where the embedding has kinds; None for the first.
+            prefix: where a causal model is seen by earlier positions of the document too; None for nowhere.
             key: randomness for dropout; None in evaluation.
         """
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        run = self.execution
-        # A lookup in a sharded table has no good layout, so the table is gathered whole.
-        table = reshard(self.table[...].astype(run.dtype), run.rules.spec(None, None))
-        x = table.at[tokens].get(out_sharding=run.rules.spec(*RESIDUAL))
-        # Unit-size entries whatever the initialiser, so that positions and the first branch meet equals.
-        if self.config.std is None:
-            x = x * self.config.width**0.5
-        if self.config.embedding.positions is not Positions.NONE:
-            x = x + self._places(tokens, positions)
-        x = dropout(x, self.config.embedding.dropout, embedding_key)
-        x = self.stack(x, segments=segments, key=stack_key)
+        x = self.prelude(self.table, tokens, positions=positions, types=types, key=embedding_key)
+        x = self.stack(x, segments=segments, prefix=prefix, key=stack_key)
         return x if self.norm is None else self.norm(x)
 
-    def _places(self, tokens, positions):
-        config, run = self.config, self.execution
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-            positions = reshard(positions, run.rules.spec("batch", "length"))
-        if config.embedding.positions is Positions.SINUSOIDAL:
-            return sinusoidal(positions, config.width).astype(run.dtype)
-        table = use(self.positions, run)
-        places = table.at[positions].get(out_sharding=run.rules.spec(*RESIDUAL))
-        return places if config.std is not None else places * config.width**0.5
 
-    def logits(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch length vocab"]:
-        """Float32 logits of the next token."""
-        run, head = self.execution, self.config.head
-        matrix = use(self.table if head.tying is Tying.TIED else self.head, run)
-        logits = jnp.einsum(
-            "bld,vd->blv", hidden, matrix, out_sharding=run.rules.spec("batch", "length", "vocab"),
-            preferred_element_type=jnp.float32,
-        )  # fmt: skip
-        return soft_cap(logits, head.logit_cap)
+class Decoder(_OneStack):
+    """A decoder-only model."""
+
+
+class Encoder(_OneStack):
+    """An encoder-only model."""
+
+
+class EncoderDecoder(_Ends):
+    """An encoder, and a decoder that attends to its output."""
+
+    def __init__(self, config: Architecture, *, execution: Execution):
+        super().__init__(config, execution=execution)
+        self.encoder_prelude, self.decoder_prelude = self._prelude(), self._prelude()
+        self.encoder, self.encoder_norm = self._stack(config.encoder), self._norm(config.encoder)
+        self.decoder, self.decoder_norm = self._stack(config.decoder), self._norm(config.decoder)
+
+    def __call__(
+        self,
+        inputs: Int[Array, "batch inputs"],
+        targets: Int[Array, "batch length"],
+        *,
+        input_segments: Int[Array, "batch inputs"] | None = None,
+        target_segments: Int[Array, "batch length"] | None = None,
+        input_positions: Int[Array, "batch inputs"] | None = None,
+        target_positions: Int[Array, "batch length"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch length embed"]:
+        """The decoder's residual stream before the head.
+
+        Segments must be given for both sides or for neither where pairs are packed: targets see the inputs of the same
+        number.
+
+        Args:
+            inputs: tokens of the encoder.
+            targets: tokens of the decoder.
+            input_segments: pair that each input belongs to; None: a row is one pair.
+            target_segments: pair that each target belongs to.
+            input_positions: place of each input in its sequence; None: in the row.
+            target_positions: place of each target.
+            key: randomness for dropout; None in evaluation.
+        """
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        memory = self.encode(inputs, segments=input_segments, positions=input_positions, key=keys[0])
+        x = self.decoder_prelude(self.table, targets, positions=target_positions, key=keys[1])
+        seen = dict(segments=target_segments, memory=memory, memory_segments=input_segments)
+        x = self.decoder(x, **seen, key=keys[2])
+        return x if self.decoder_norm is None else self.decoder_norm(x)
+
+    def encode(
+        self,
+        inputs: Int[Array, "batch inputs"],
+        *,
+        segments: Int[Array, "batch inputs"] | None = None,
+        positions: Int[Array, "batch inputs"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch inputs embed"]:
+        """The encoder's output, which the decoder attends to; arguments as for the whole."""
+        embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        x = self.encoder_prelude(self.table, inputs, positions=positions, key=embedding_key)
+        x = self.encoder(x, segments=segments, key=stack_key)
+        return x if self.encoder_norm is None else self.encoder_norm(x)
+
+
+Model = Decoder | Encoder | EncoderDecoder
+
+
+def declare(config: Architecture, *, execution: Execution) -> Model:
+    """The model of an architecture, its parameters declared; `models.layers.initialize` fills them in."""
+    if config.encoder and config.decoder:
+        return EncoderDecoder(config, execution=execution)
+    return (Encoder if config.encoder else Decoder)(config, execution=execution)
 
 
 def rules_for(architecture: Architecture, mesh: Mesh) -> Rules:
@@ -171,8 +188,7 @@ def rules_for(architecture: Architecture, mesh: Mesh) -> Rules:
         ValueError: if neither heads nor groups are divisible by the tensor axis.
     """
     tensor, rules = mesh.shape["tensor"], Rules()
-    for block in architecture.stack.pattern:
-        mixer = block.mixer
+    for mixer in architecture.attentions:
         if mixer.kv_heads % tensor == 0:
             continue
         if (mixer.heads // mixer.kv_heads) % tensor:

@@ -11,14 +11,16 @@ one more of either, and nothing else in the framework changes.
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from models.attention import Attention
-from models.config import Architecture, Block, Embedding, Head, NormPlacement, Stack, Tying
+from models.attention import Attention, Visibility
+from models.config import Architecture, Block, NormPlacement, Stack
+from models.embedding import Embedding, Scale
 from models.feedforward import MLP, Activation, Form
-from models.layers import Norm
-from models.positions import Positions
+from models.head import Head, Transform, Tying
+from models.layers import LAYER_NORM, RMS_NORM, Norm
+from models.positions import Positions, Rotary
 
 Family = Callable[..., Architecture]
 
@@ -58,7 +60,7 @@ def gpt2(
         length: longest row in tokens.
         **settings: anything that `SETTINGS` lists.
     """
-    own = dict(norm=Norm.LAYER, positions=Positions.LEARNED, biases=True, std=0.02)
+    own = dict(norm=LAYER_NORM, positions=Positions.LEARNED, biases=True, std=0.02)
     return _architecture("gpt2", width=width, depth=depth, heads=heads, vocab=vocab, length=length, **(own | settings))
 
 
@@ -77,6 +79,42 @@ def llama(
     """
     own = dict(activation=Activation.SILU, form=Form.GATED, tying=Tying.UNTIED, hidden=gated_hidden(width))
     return _architecture("llama", width=width, depth=depth, heads=heads, vocab=vocab, length=length, **(own | settings))
+
+
+def bert(
+    *, width: int, depth: int, heads: int, vocab: int = 30_522, length: int = 512, **settings: Any
+) -> Architecture:
+    """BERT (Devlin et al. 2019): an encoder with norms after sums, sentence types, a transform before the tied head.
+
+    The authors trained with dropout 0.1; here it is 0 unless `dropout` says otherwise. There is no classifier of
+    sentence pairs: `dataclasses.replace` with `classifier=zoo.POOLER` adds it.
+
+    Args:
+        width: size of the residual stream.
+        depth: number of blocks.
+        heads: query heads.
+        vocab: vocabulary size.
+        length: longest row in tokens.
+        **settings: anything that `SETTINGS` lists.
+    """
+    return _bert("bert", types=2, width=width, depth=depth, heads=heads, vocab=vocab, length=length, **settings)
+
+
+def roberta(
+    *, width: int, depth: int, heads: int, vocab: int = 50_265, length: int = 512, **settings: Any
+) -> Architecture:
+    """RoBERTa (Liu et al. 2019): BERT trained longer, with one type, and places that begin after two unused rows.
+
+    Args:
+        width: size of the residual stream.
+        depth: number of blocks.
+        heads: query heads.
+        vocab: vocabulary size.
+        length: longest row in tokens.
+        **settings: anything that `SETTINGS` lists.
+    """
+    sizes = dict(width=width, depth=depth, heads=heads, vocab=vocab, length=length)
+    return _bert("roberta", types=1, offset=2, **sizes, **(dict(norm=replace(_BERT_NORM, epsilon=1e-5)) | settings))
 
 
 def gated_hidden(width: int) -> int:
@@ -100,7 +138,7 @@ def _architecture(
     kv_heads: int | None = None,
     head_dim: int | None = None,
     hidden: int | None = None,
-    norm: Norm = Norm.RMS,
+    norm: Norm = RMS_NORM,
     placement: NormPlacement = NormPlacement.PRE,
     positions: Positions = Positions.ROTARY,
     rotary_base: float = 10_000.0,
@@ -128,7 +166,7 @@ def _architecture(
         head_dim=head_dim or width // heads,
         kv_heads=kv_heads or heads,
         positions=Positions.NONE if at_embedding else positions,
-        rotary_base=rotary_base,
+        rotary=Rotary(base=rotary_base),
         qk_norm=qk_norm,
         window=window,
         score_cap=score_cap,
@@ -142,17 +180,55 @@ def _architecture(
         vocab=vocab,
         length=length,
         width=width,
-        stack=Stack(pattern=(block,), repeats=depth),
-        embedding=Embedding(positions=positions if at_embedding else Positions.NONE, dropout=dropout),
+        decoder=Stack(pattern=(block,), repeats=depth),
+        embedding=Embedding(
+            positions=positions if at_embedding else Positions.NONE,
+            scale=Scale.ROOT if std is None else Scale.ONE,
+            dropout=dropout,
+        ),
         head=Head(tying=tying, logit_cap=logit_cap),
         std=std,
     )
 
 
+_BERT_NORM = replace(LAYER_NORM, epsilon=1e-12)
+
+
+def _bert(family: str, *, types: int, offset: int = 0, **settings: Any) -> Architecture:
+    own = dict(norm=_BERT_NORM, placement=NormPlacement.POST, positions=Positions.LEARNED, biases=True, std=0.02)
+    base = _encoder(_architecture(family, **(own | dict(activation=Activation.GELU_EXACT) | settings)))
+    (block,) = base.encoder.pattern
+    transform = Transform(activation=block.feedforward.activation, norm=block.norm)
+    return replace(
+        base,
+        embedding=replace(base.embedding, types=types, offset=offset, norm=block.norm),
+        head=replace(base.head, bias=True, transform=transform),
+    )
+
+
+def _seeing_both_ways(stack: Stack) -> Stack:
+    """The stack of an encoder: every place sees those before and after it."""
+    pattern = (replace(b, mixer=replace(b.mixer, visibility=Visibility.BIDIRECTIONAL)) for b in stack.pattern)
+    return replace(stack, pattern=tuple(pattern))
+
+
+def _encoder(decoder: Architecture) -> Architecture:
+    """The encoder-only model of the same blocks."""
+    return replace(decoder, encoder=_seeing_both_ways(decoder.decoder), decoder=None)
+
+
+def _paired(decoder: Architecture) -> Architecture:
+    """An encoder of the same blocks, and a decoder whose blocks attend to it in between."""
+    encoder = _seeing_both_ways(decoder.decoder)
+    blocks = zip(decoder.decoder.pattern, encoder.pattern, strict=True)
+    pattern = (replace(own, cross=replace(seeing.mixer, positions=Positions.NONE)) for own, seeing in blocks)
+    return replace(decoder, encoder=encoder, decoder=replace(decoder.decoder, pattern=tuple(pattern)))
+
+
 # What can be set on a model of any family.
 SETTINGS = tuple(name for name in inspect.signature(_architecture).parameters if name != "family")
 
-FAMILIES: dict[str, Family] = {"decoder": decoder, "gpt2": gpt2, "llama": llama}
+FAMILIES: dict[str, Family] = {build.__name__: build for build in (decoder, gpt2, llama, bert, roberta)}
 
 
 @dataclass(frozen=True, kw_only=True)

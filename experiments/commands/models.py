@@ -88,7 +88,7 @@ def _summary(build: Any) -> str:
 def _row(name: str, architecture: Architecture) -> dict[str, Any]:
     from models.cost import cost
 
-    price, block = cost(architecture), architecture.stack.pattern[0]
+    price, block = cost(architecture), architecture.blocks[0]
     return {
         "name": name,
         "family": architecture.family,

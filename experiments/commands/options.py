@@ -14,8 +14,9 @@ from experiments.data.prepared import Prepared
 from experiments.data.sources import AnySource, Documents, Embedded, TextFiles, Tfds
 from experiments.data.tokenizer import Kind, TokenizerConfig
 from models import ladder, zoo
-from models.config import Architecture, Tying
-from models.layers import Norm
+from models.config import Architecture
+from models.head import Tying
+from models.layers import Norm, NormForm
 from models.positions import Positions
 
 
@@ -80,14 +81,14 @@ class FamilyOptions:
     """A family of the zoo, with what may differ from its own choices; see `scaling models`."""
 
     family: str = "decoder"
-    """decoder (for small models), gpt2 or llama."""
+    """decoder (for small models), gpt2, llama, bert, ...: those that `scaling models` lists."""
     kv_heads: int | None = None
     """Key/value heads; fewer than heads is grouped, 1 multi-query attention."""
     positions: tyro.conf.EnumChoicesFromValues[Positions] | None = None
     """How order is known."""
-    norm: tyro.conf.EnumChoicesFromValues[Norm] | None = None
+    norm: tyro.conf.EnumChoicesFromValues[NormForm] | None = None
     """Kind of norm."""
-    qk_norm: tyro.conf.EnumChoicesFromValues[Norm] | None = None
+    qk_norm: tyro.conf.EnumChoicesFromValues[NormForm] | None = None
     """Norm of queries and keys."""
     window: int | None = None
     """Keys back that a query sees."""
@@ -101,7 +102,8 @@ class FamilyOptions:
     def settings(self) -> dict:
         """What was set."""
         given = {field.name: getattr(self, field.name) for field in fields(FamilyOptions) if field.name != "family"}
-        return {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return {name: Norm(form=value) if isinstance(value, NormForm) else value for name, value in chosen.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,16 @@ from experiments.runs import Run
 from experiments.train import Placement
 from models import zoo
 from models.attention import Attention
-from models.config import Architecture, Head, Tying
+from models.config import Architecture
 from models.execution import Kernel, Layers, Precision, Remat
-from models.layers import Norm
+from models.head import Head, Tying
+from models.layers import RMS_NORM
 from models.positions import Positions
 
 SMALL = dict(width=16, depth=2, heads=2, vocab=260, length=16)
 GPT2 = zoo.gpt2(**SMALL, dropout=0.1)
 RUN = Run(
-    architecture=zoo.llama(**SMALL, qk_norm=Norm.RMS),
+    architecture=zoo.llama(**SMALL, qk_norm=RMS_NORM),
     data=DataConfig(source=TextFiles(paths=("a.txt", "b/*.txt"), split_into=Documents.LINE), length=16),
     rows="0123456789abcdef",
     schedule=Schedule(peak=0.1, shape=Shape.WSD),
@@ -144,7 +145,7 @@ def edited(value, path, new):
         ("data.source", "text", "run.data.source: cannot be 'text'"),
         ("data.source.kind", "Textfiles", "run.data.source: kind 'Textfiles' is not one of Embedded, TextFiles, Tfds"),
         ("data.source.paths", "a.txt", "run.data.source.paths: want a list, not 'a.txt'"),
-        ("architecture.stack.pattern.0.mixer.heads", "2", "run.architecture.stack.pattern.0.mixer.heads: want int"),
+        ("architecture.decoder.pattern.0.mixer.heads", "2", "run.architecture.decoder.pattern.0.mixer.heads: want int"),
         ("objective.kind", "Prefix", "run.objective: want the settings of Causal, not of 'Prefix'"),
     ],
 )  # fmt: skip

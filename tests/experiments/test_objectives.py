@@ -9,8 +9,8 @@ import pytest
 
 from experiments.objectives import Causal, cross_entropy
 from models import zoo
-from models.config import Tying
 from models.execution import Execution
+from models.head import Tying
 from models.layers import initialize
 from models.positions import Positions
 from models.transformer import Decoder

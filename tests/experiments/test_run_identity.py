@@ -18,7 +18,10 @@ from experiments.data.tokenizer import Kind, TokenizerConfig
 from experiments.optimizer import AdamW, Schedule
 from experiments.runs import Cell, Run, RunFolder, curves, table, write_csv
 from models import zoo
-from models.layers import Norm
+from models.feedforward import Activation
+from models.head import Classifier, Transform
+from models.layers import RMS_NORM
+from models.positions import LlamaScaling, RelativeBias
 
 RUN = Run(
     architecture=zoo.gpt2(width=16, depth=2, heads=2, vocab=260, length=16, kv_heads=1, dropout=0.1),
@@ -29,7 +32,7 @@ RUN = Run(
     steps=100,
     evaluation_rows=8,
 )
-GOLDEN = "9b28e9aa511f"
+GOLDEN = "a74c5f07ff06"
 
 
 def test_golden_identity():
@@ -86,12 +89,18 @@ def others(value):
         return [value / 2, 0.5]
     if isinstance(value, str):
         return [value + "x"]
-    return [Norm.RMS, 1.5, 3]  # for None: one of them is of the kind that is wanted
+    # For None: one of them is of the kind that is wanted.
+    transform = Transform(activation=Activation.TANH)
+    return [RMS_NORM, 1.5, 4, 16, transform, Classifier(classes=2), RelativeBias(), LlamaScaling()]
 
 
 def test_every_setting_that_defines_the_result_changes_the_identity():
     settings = {path: value for path, value in leaves(RUN) if path[:2] != ("data", "source")}
     del settings["data", "tokenizer", "path"]
+    # An encoder, and attention to it, cannot be without each other: the other architecture stands for both.
+    other = zoo.bert(width=16, depth=2, heads=2, vocab=260, length=16)
+    assert replace(RUN, architecture=other).identity != RUN.identity
+    del settings["architecture", "encoder"], settings["architecture", "decoder", "pattern", 0, "cross"]
     assert len(settings) > 45
     seen = {RUN.identity: ()}
     for path, value in settings.items():

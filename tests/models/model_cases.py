@@ -6,12 +6,13 @@ import numpy as np
 
 from models import zoo
 from models.attention import Attention
-from models.config import Architecture, Block, Head, NormPlacement, Stack, Tying
+from models.config import Architecture, Block, NormPlacement, Stack
 from models.execution import Execution
 from models.feedforward import MLP, Activation, Form
-from models.layers import Norm, initialize
+from models.head import Head, Tying
+from models.layers import LAYER_NORM, RMS_NORM, initialize
 from models.positions import Positions
-from models.transformer import Decoder
+from models.transformer import Model, declare
 from parallel.sharding import is_variable
 
 SIZES = dict(width=24, depth=2, heads=4, vocab=32, length=64)
@@ -26,26 +27,26 @@ def _pattern() -> Architecture:
     world = Block(
         mixer=Attention(heads=2, head_dim=8, kv_heads=2, positions=Positions.ALIBI, biases=True),
         feedforward=MLP(hidden=32, form=Form.GATED, biases=True),
-        norm=Norm.LAYER,
+        norm=LAYER_NORM,
     )
     stack = Stack(pattern=(local, world), repeats=2)
-    return Architecture(family="pattern", vocab=32, length=64, width=24, stack=stack, head=Head(tying=Tying.UNTIED))
+    return Architecture(family="pattern", vocab=32, length=64, width=24, decoder=stack, head=Head(tying=Tying.UNTIED))
 
 
 # Between them, every option of every part.
 ARCHITECTURES = {
     "gpt2": zoo.gpt2(**SIZES),
     "llama": zoo.llama(**SIZES, kv_heads=2),
-    "decoder": zoo.decoder(**SIZES, qk_norm=Norm.RMS, logit_cap=3.0, std=0.1),
+    "decoder": zoo.decoder(**SIZES, qk_norm=RMS_NORM, logit_cap=3.0, std=0.1),
     "alibi": zoo.decoder(
-        **(SIZES | dict(heads=6)), positions=Positions.ALIBI, placement=NormPlacement.POST, norm=Norm.LAYER,
+        **(SIZES | dict(heads=6)), positions=Positions.ALIBI, placement=NormPlacement.POST, norm=LAYER_NORM,
         activation=Activation.RELU, score_cap=2.0, head_dim=6,
     ),
     "sinusoidal": zoo.decoder(
         **SIZES, positions=Positions.SINUSOIDAL, placement=NormPlacement.POST, kv_heads=1, biases=True, form=Form.GATED,
         activation=Activation.GELU_EXACT, hidden=40,
     ),
-    "none": zoo.decoder(**SIZES, positions=Positions.NONE, qk_norm=Norm.LAYER, window=7, tying=Tying.UNTIED),
+    "none": zoo.decoder(**SIZES, positions=Positions.NONE, qk_norm=LAYER_NORM, window=7, tying=Tying.UNTIED),
     "pattern": _pattern(),
 }  # fmt: skip
 
@@ -53,15 +54,15 @@ ARCHITECTURES = {
 def initializer(architecture: Architecture, **execution):
     """The function from a key to a model with its initial values."""
     run = Execution(**execution)
-    return lambda key: initialize(Decoder(architecture, execution=run), key, run.rules)
+    return lambda key: initialize(declare(architecture, execution=run), key, run.rules)
 
 
-def build(architecture: Architecture, seed: int = 0) -> Decoder:
+def build(architecture: Architecture, seed: int = 0) -> Model:
     """A model with its initial values."""
     return jax.jit(initializer(architecture))(jax.random.key(seed))
 
 
-def filled(architecture: Architecture, seed: int = 0, **execution) -> Decoder:
+def filled(architecture: Architecture, seed: int = 0, **execution) -> Model:
     """A model with random values in every parameter, so that biases and scales cannot be forgotten unnoticed."""
     rng = np.random.default_rng(seed)
 
@@ -69,10 +70,10 @@ def filled(architecture: Architecture, seed: int = 0, **execution) -> Decoder:
         std = max(param.get_metadata("std") or 0.0, 0.2)
         return param.replace(jnp.asarray(rng.normal(param.get_metadata("constant"), std, param.shape), jnp.float32))
 
-    return jax.tree.map(draw, Decoder(architecture, execution=Execution(**execution)), is_leaf=is_variable)
+    return jax.tree.map(draw, declare(architecture, execution=Execution(**execution)), is_leaf=is_variable)
 
 
-def executed(model: Decoder, **execution) -> Decoder:
+def executed(model: Model, **execution) -> Model:
     """The same weights, computed otherwise."""
-    other = Decoder(model.config, execution=Execution(**execution))
+    other = declare(model.config, execution=Execution(**execution))
     return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(model))

@@ -10,9 +10,9 @@ from jax.sharding import reshard
 from model_cases import ARCHITECTURES, SIZES, executed, filled
 
 from models import zoo
-from models.attention import KEYS, QUERIES, Attention, attend
+from models.attention import KEYS, QUERIES, Attention, Sight, attend
 from models.execution import Execution, Kernel, Layers, Precision, Remat
-from models.layers import Norm, Normalize, dropout, initialize
+from models.layers import LAYER_NORM, RMS_NORM, Normalize, dropout, initialize
 from models.positions import Positions
 from parallel.sharding import Rules
 
@@ -84,7 +84,7 @@ def test_kernels_agree(rows, shape, packed):
         execution = Execution(kernel=kernel)
 
         def outputs(q, k, v):
-            out = attend(q, k, v, config, execution, segments=segments)
+            out = attend(q, k, v, config, execution, sight=Sight.of(config, segments))
             return jnp.sum(out * weights), out
 
         return jax.jit(jax.value_and_grad(outputs, argnums=(0, 1, 2), has_aux=True))(*arrays)
@@ -186,8 +186,8 @@ def test_norms_are_in_float32():
     """Squares of bfloat16 entries would lose all but three digits of the mean."""
     execution = Execution(precision=Precision.BFLOAT16)
     x = jax.random.normal(jax.random.key(0), (4, 512)).astype(jnp.bfloat16) + 3
-    for norm in Norm:
-        module = Normalize(norm, 512, axis="embed", execution=execution)
+    for norm in (LAYER_NORM, RMS_NORM):
+        module = Normalize(norm, (512,), ("embed",), execution=execution)
         module = initialize(module, jax.random.key(0), execution.rules)
         exact = module(x.astype(jnp.float32))
         np.testing.assert_array_equal(module(x), exact.astype(jnp.bfloat16))

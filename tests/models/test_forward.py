@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from model_cases import ARCHITECTURES, filled
 
-from models.config import NormPlacement, Tying
+from models.config import NormPlacement
+from models.embedding import Scale
 from models.feedforward import Activation, Form
-from models.layers import Norm
+from models.head import Tying
+from models.layers import NormForm
 from models.positions import Positions
 
 BATCH, LENGTH = 2, 20
@@ -21,7 +23,7 @@ def value(param):
 
 def layer_norm(x, module, layer=()):
     scale = value(module.scale)[layer]
-    if module.norm is Norm.RMS:
+    if module.norm.form is NormForm.RMS:
         return x / math.sqrt((x**2).mean() + 1e-6) * scale
     return (x - x.mean()) / math.sqrt(x.var() + 1e-6) * scale + value(module.shift)[layer]
 
@@ -66,8 +68,8 @@ def attention(rows, module, layer, segments):
             q = np.stack([layer_norm(x, module.query_norm, layer) for x in q])
             k = np.stack([layer_norm(x, module.key_norm, layer) for x in k])
         if config.positions is Positions.ROTARY:
-            q = np.stack([turn(x, place, config.rotary_base) for place, x in enumerate(q)])
-            k = np.stack([turn(x, place, config.rotary_base) for place, x in enumerate(k)])
+            q = np.stack([turn(x, place, config.rotary.base) for place, x in enumerate(q)])
+            k = np.stack([turn(x, place, config.rotary.base) for place, x in enumerate(k)])
         for query in range(len(rows)):
             seen = [
                 key
@@ -96,9 +98,10 @@ def feedforward(x, module, layer):
 
 def embedded(model, tokens, places):
     config, width = model.config, model.config.width
-    x = value(model.table)[tokens] * (math.sqrt(width) if config.std is None else 1.0)
+    factor = math.sqrt(width) if config.embedding.scale is Scale.ROOT else 1.0
+    x = value(model.table)[tokens] * factor
     if config.embedding.positions is Positions.LEARNED:
-        x = x + value(model.positions)[places] * (math.sqrt(width) if config.std is None else 1.0)
+        x = x + value(model.prelude.positions)[places] * factor
     if config.embedding.positions is Positions.SINUSOIDAL:
         rates = [10_000 ** (-2 * i / width) for i in range(width // 2)]
         x = x + [[math.sin(p * r) for r in rates] + [math.cos(p * r) for r in rates] for p in places]
@@ -117,13 +120,13 @@ def logits(model, tokens, segments, places):
     """Logits of one sequence."""
     config = model.config
     x = embedded(model, tokens, places)
-    for layer in range(config.stack.repeats):
+    for layer in range(config.decoder.repeats):
         for block in model.stack.pattern:
             x = branch(x, block, block.mixer_norm, layer, lambda y, *at: attention(y, *at, segments), block.mixer)
             x = branch(x, block, block.feedforward_norm, layer, feedforward, block.feedforward)
     if model.norm is not None:
         x = np.stack([layer_norm(row, model.norm, ...) for row in x])
-    out = x @ value(model.table if config.head.tying is Tying.TIED else model.head).T
+    out = x @ value(model.table if config.head.tying is Tying.TIED else model.head.matrix).T
     cap = config.head.logit_cap
     return out if cap is None else cap * np.tanh(out / cap)
 

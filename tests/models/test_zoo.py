@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from models import zoo
-from models.config import Tying
 from models.cost import cost
+from models.head import Tying
 from models.ladder import BAND, Convention, closest, head_dim, ladder
 from models.positions import Positions
 
@@ -33,7 +33,7 @@ def test_hidden_units_of_llama():
 def test_settings_reach_the_architecture():
     sizes = dict(width=32, depth=2, heads=4, vocab=64, length=16)
     made = zoo.make("llama", **sizes, kv_heads=2, tying=Tying.TIED, dropout=0.1, positions=Positions.LEARNED)
-    block = made.stack.pattern[0]
+    block = made.decoder.pattern[0]
     assert (block.mixer.kv_heads, made.head.tying, made.family) == (2, Tying.TIED, "llama")
     assert (block.dropout, block.mixer.dropout, made.embedding.dropout) == (0.1, 0.1, 0.1)
     assert (block.mixer.positions, made.embedding.positions) == (Positions.NONE, Positions.LEARNED)
@@ -86,7 +86,7 @@ def test_ladders_are_sane(family, low, high, count, options):
         allowed = 0.03 if target >= 1e8 else 0.07 if target >= 1e6 else 0.15 if target >= 1e5 else 0.6
         assert abs(size / target - 1) < allowed
     for rung in rungs:
-        mixer, width = rung.stack.pattern[0].mixer, rung.width
+        mixer, width = rung.decoder.pattern[0].mixer, rung.width
         assert mixer.head_dim in (8, 16, 32, 64, 128)
         assert mixer.head_dim * mixer.heads == width
         assert width % (128 if width >= 1024 else 64 if width >= 256 else 8) == 0

@@ -12,14 +12,14 @@ from jax.sharding import NamedSharding, reshard
 from models import zoo
 from models.cost import cost
 from models.execution import Execution, Layers, Remat
-from models.layers import Norm, dropout, initialize
+from models.layers import RMS_NORM, dropout, initialize
 from models.positions import Positions
 from models.transformer import Decoder, rules_for
 from parallel.mesh import device_mesh
 from parallel.sharding import Rules, abstract, born_sharded, shardings
 
 SIZES = dict(width=16, depth=2, heads=4, vocab=64, length=16)
-GROUPED = zoo.llama(**SIZES, kv_heads=2, qk_norm=Norm.RMS, dropout=0.1)
+GROUPED = zoo.llama(**SIZES, kv_heads=2, qk_norm=RMS_NORM, dropout=0.1)
 SINGLE = zoo.gpt2(
     **SIZES, kv_heads=1, positions=Positions.LEARNED
 )  # multi-query: one key head under tensor parallelism

@@ -1,0 +1,139 @@
+"""The residual block and the repeated stack."""
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from models.config import Block, NormPlacement, Order, Stack
+from models.execution import Execution, Layers
+from models.layers import Normalize, dropout, repeated
+from models.positions import RelativeScores
+
+
+class ResidualBlock(nnx.Module):
+    """Residual branches: mix tokens, maybe attend to a memory, then transform each."""
+
+    def __init__(self, config: Block, width: int, *, depth_scale: float, std: float | None, execution: Execution):
+        self.config = config
+        parts = {"mixer": config.mixer, "cross": config.cross, "feedforward": config.feedforward}
+        for name, part in parts.items():
+            if part is None:
+                continue
+            setattr(self, name, part.build(width, depth_scale=depth_scale, std=std, execution=execution))
+            setattr(self, f"{name}_norm", Normalize(config.norm, (width,), ("embed",), execution=execution))
+            if config.placement is NormPlacement.SANDWICH:
+                closing = Normalize(config.norm, (width,), ("embed",), execution=execution)
+                setattr(self, f"{name}_closing_norm", closing)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        *,
+        segments: Int[Array, "batch length"] | None,
+        memory: Float[Array, "batch memory embed"] | None = None,
+        memory_segments: Int[Array, "batch memory"] | None = None,
+        prefix: Bool[Array, "batch length"] | None = None,
+        bias: Float[Array, "kv_heads groups length length"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch length embed"]:
+        """One block further along the residual stream."""
+        config, crosses = self.config, self.config.cross is not None
+        keys = (None,) * 5 if key is None else jax.random.split(key, 5 if crosses else 3)
+        own = dict(segments=segments, prefix=prefix, bias=bias)
+        branches = [("mixer", lambda y: self.mixer(y, **own, key=keys[0]), keys[1])]
+        if crosses:
+            seen = dict(segments=segments, memory=memory, memory_segments=memory_segments)
+            branches.append(("cross", lambda y: self.cross(y, **seen, key=keys[3]), keys[4]))
+        branches.append(("feedforward", self.feedforward, keys[2]))
+        if config.order is Order.PARALLEL:
+            return x + sum(self._branch(x, *branch) for branch in branches)
+        for branch in branches:
+            x = x + self._branch(x, *branch)
+            if config.placement is NormPlacement.POST:
+                x = getattr(self, f"{branch[0]}_norm")(x)
+        return x
+
+    def _branch(self, x, name, part, key):
+        """What a branch adds to the residual stream."""
+        norm, placement = getattr(self, f"{name}_norm"), self.config.placement
+        y = part(norm(x) if placement in (NormPlacement.PRE, NormPlacement.SANDWICH) else x)
+        if placement is NormPlacement.OUTPUT:
+            y = norm(y)
+        elif placement is NormPlacement.SANDWICH:
+            y = getattr(self, f"{name}_closing_norm")(y)
+        return dropout(y, self.config.dropout, key)
+
+
+class RepeatedStack(nnx.Module):
+    """A pattern of blocks repeated.
+
+    Every parameter of the pattern has a leading axis `layers` over its copies. Looped over or written out, the
+    parameters are the same arrays: a checkpoint does not know which.
+    """
+
+    def __init__(self, config: Stack, width: int, *, std: float | None, execution: Execution):
+        self.config, self.execution = config, execution
+        scale = (sum(block.branches for block in config.pattern) * config.repeats) ** -0.5
+        blocks = (
+            ResidualBlock(block, width, depth_scale=scale, std=std, execution=execution) for block in config.pattern
+        )
+        self.pattern = nnx.List([repeated(block, config.copies) for block in blocks])
+        if config.relative:
+            mixer = config.mixers[0]
+            groups = mixer.heads // mixer.kv_heads
+            shape, spread = (mixer.kv_heads, groups), std or width**-0.5
+            self.relative = RelativeScores(config.relative, *shape, std=spread, execution=execution)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        *,
+        segments: Int[Array, "batch length"] | None,
+        memory: Float[Array, "batch memory embed"] | None = None,
+        memory_segments: Int[Array, "batch memory"] | None = None,
+        prefix: Bool[Array, "batch length"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch length embed"]:
+        """Through all blocks.
+
+        Args:
+            x: the residual stream.
+            segments: document of each position; None: a row is one document.
+            memory: output of the encoder, where blocks attend to one.
+            memory_segments: document of each position of the memory.
+            prefix: positions that earlier ones see too; None for none.
+            key: randomness for dropout; None in evaluation.
+        """
+        config = self.config
+        keys = None if key is None else jax.random.split(key, (config.repeats, len(self.pattern)))
+        seen = dict(segments=segments, memory=memory, memory_segments=memory_segments, prefix=prefix)
+        bias = self.relative(x.shape[1], causal=config.mixers[0].causal) if config.relative else None
+
+        def repeat(x, layer):
+            blocks, keys = layer
+            for index, block in enumerate(blocks):
+                x = block(x, **seen, bias=bias, key=None if keys is None else keys[index])
+                x = checkpoint_name(x, "residual")
+            return x
+
+        repeat = self.execution.checkpointed(repeat)
+        blocks = tuple(self.pattern)
+        if config.copies == config.repeats:
+            body, layers = repeat, (blocks, keys)
+        else:
+            (shared,) = _unstack(blocks, 1)
+            body, layers = lambda x, keys: repeat(x, (shared, keys)), keys
+        if self.execution.layers is Layers.SCAN:
+            x, _ = jax.lax.scan(lambda x, layer: (body(x, layer), None), x, layers, length=config.repeats)
+            return x
+        for layer in _unstack(layers, config.repeats):
+            x = body(x, layer)
+        return x
+
+
+def _unstack(tree, count: int) -> list:
+    """Slices along the leading axis. `split` rather than indexing: its gradient is one concatenation."""
+    leaves, structure = jax.tree.flatten(tree)
+    slices = [[part[0] for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, [parts[index] for parts in slices]) for index in range(count)]
