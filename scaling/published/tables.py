@@ -7,6 +7,7 @@ kept in the user's cache. Tables that were put together from many files are serv
 
 import hashlib
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -118,13 +119,16 @@ def _fetch(entry: PublishedTable, looked: str) -> Path:
         )
     except ValueError as error:
         raise ValueError(
-            f"published table {entry.name!r}: what {entry.original.url} holds is not the published file ({error})"
+            f"published table {entry.name!r}: {entry.original.url} is not the published file ({_brief(error)})"
         ) from None
     except OSError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(
-            f"published table {entry.name!r}: {looked}, and {entry.original.url} cannot be fetched ({reason})"
+            f"published table {entry.name!r}: {looked}, and {entry.original.url} cannot be fetched ({_brief(error)})"
         ) from None
+
+
+def _brief(error: Exception) -> str:
+    return textwrap.shorten(str(error), 100, placeholder=" ...") or type(error).__name__
 
 
 _SAME = {name: name for name in ("params", "tokens", "loss")}

@@ -216,7 +216,7 @@ def test_a_table_that_cannot_be_had_says_both_ways_in_one_line(tmp_path, monkeyp
 
     stand_in(monkeypatch, unreachable)
     with pytest.raises(
-        FileNotFoundError, match=r"no .*small\.csv, and https://.* cannot be fetched \(no route\)"
+        FileNotFoundError, match=r"no .*small\.csv, and https://.* cannot be fetched \(no route to host\)"
     ) as said:
         small.path()
     assert "\n" not in str(said.value)
