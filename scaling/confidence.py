@@ -7,7 +7,7 @@ from enum import Enum
 import numpy as np
 from jaxtyping import Shaped
 
-from scaling.covariance import MANY
+from scaling.covariance import LARGE, MANY
 from scaling.display import Displayed, Page, Section, number
 from scaling.estimate import LEVEL, Estimate
 from scaling.fitting import Fit
@@ -98,9 +98,9 @@ def intervals(
     Args:
         fit: the fit.
         quantities: names of parameters and anything of `scaling.quantities`; every parameter unless said otherwise.
-        method: unless said otherwise the bootstrap of whole runs from 100 runs on, which assumes least, and the profile
-            likelihood below, where resampling wears thin. The bootstrap too when `resampling` is given or runs are
-            clustered.
+        method: unless said otherwise the bootstrap of whole runs from 100 runs on, which assumes least, the profile
+            likelihood below, where resampling wears thin, and Laplace beyond 8,192 runs, where it has nothing left to
+            get wrong. The bootstrap too when `resampling` is given or runs are clustered.
         resampling: of the bootstrap.
         resamples: of the bootstrap.
         seed: of the draws.
@@ -115,8 +115,11 @@ def intervals(
         ValueError: no such parameter, or as for `bootstrap`.
     """
     if method is None:
-        sampled = resampling is not None or clusters is not None or len(fit.residuals) >= MANY
-        method = Method.BOOTSTRAP if sampled else Method.PROFILE
+        rows = len(fit.residuals)
+        if resampling is not None or (clusters is not None and rows <= LARGE):
+            method = Method.BOOTSTRAP
+        else:
+            method = Method.LAPLACE if rows > LARGE else Method.BOOTSTRAP if rows >= MANY else Method.PROFILE
     names = fit.law.names if quantities is None else quantities
     wanted = tuple(parameter(fit.law, each) if isinstance(each, str) else each for each in names)
     noise = replicates.lack_of_fit(fit) if replicates else None

@@ -28,6 +28,9 @@ from scaling.laws import Law
 MANY = 100
 """Runs from which on nothing need be assumed of their noise: each speaks for itself."""
 
+LARGE = 2**13
+"""Runs from which on refitting is dear and the quadratic picture exact enough."""
+
 _STEP = 1e-6  # of central differences, in the solver's coordinates
 
 
@@ -185,7 +188,7 @@ def covariance(
         naive = _inverse(heavy) * freedom / counted * wide / delta
         matrix = naive * (np.sum(fit.weights * psi**2) / freedom) / (counted / freedom * delta / wide)
     else:
-        naive = _inverse(heavy[inside]) * inside.sum() / counted * rows / freedom * wide / delta
+        naive = _inverse(heavy[inside]) * (inside.sum() / counted) * (freedom / rows) * wide / delta
         matrix = _sandwich(naive, score) * rows / freedom
     if clusters is None:
         return Covariance(matrix, naive, freedom, f"residuals of {noise.value} noise")

@@ -7,6 +7,7 @@ from enum import Enum
 import numpy as np
 from jaxtyping import Shaped
 
+from scaling.covariance import LARGE
 from scaling.display import Displayed, Page, Section, number
 from scaling.estimate import LEVEL, Estimate
 from scaling.fitting import Fit
@@ -137,7 +138,7 @@ def identify(
 
     Args:
         fit: the fit.
-        draws: its bootstrap, if there is one already.
+        draws: its bootstrap, if there is one already; beyond 8,192 runs none is made.
         resamples: of the bootstrap otherwise.
         seed: of that bootstrap.
         level: of the intervals.
@@ -156,7 +157,7 @@ def identify(
         for each in found
         if each.improved
     ]
-    if draws is None:
+    if draws is None and len(fit.residuals) <= LARGE:
         try:
             draws = bootstrap(fit, resamples=resamples, seed=seed, level=level, clusters=clusters)
         except ValueError as error:

@@ -9,7 +9,7 @@ chi-square (see `covariance`); for least squares that is the F test on the resid
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 
 from scaling import solver
 from scaling.constrained import Held
-from scaling.covariance import Covariance, Noise, covariance
+from scaling.covariance import LARGE, Covariance, Noise, covariance
 from scaling.estimate import LEVEL, Estimate
 from scaling.fitting import Fit
 from scaling.quantities import Quantity, parameter
@@ -26,6 +26,7 @@ from scaling.quantities import Quantity, parameter
 _SOLVED = 1e-7  # of the threshold: what a further step may still promise
 _STEPS = 5  # from the optimum to the threshold, where the profile is quadratic
 _GROWTH = 3.0  # largest growth of a step, which is how an open profile reaches its limit quickly
+_EXACT = 1e-9  # log residuals below this are rounding: no table is more exact
 _POINTS = 40  # on a side
 _REFINED = 2e-3  # of the threshold's root: how exactly the ends of an interval are found
 _REACH = np.log(1e6)  # how far from the optimum a positive quantity is searched that is not a parameter
@@ -180,17 +181,44 @@ def profiles(
     clusters: Shaped[np.ndarray, " rows"] | None = None,
     noise: Noise | None = None,
 ) -> tuple[Profile, ...]:
-    """Profile several quantities, by default every parameter, at once; arguments as for `profile`."""
+    """Profile several quantities, by default every parameter, at once; arguments as for `profile`.
+
+    A table of more than 8,192 runs is profiled on that many of them, evenly spaced: what they determine, all do.
+    """
     quantities = fit.law.names if quantities is None else quantities
     quantities = tuple(parameter(fit.law, each) if isinstance(each, str) else each for each in quantities)
     if not quantities:
         return ()
+    if len(fit.residuals) > LARGE:
+        fit, clusters = _part(fit, clusters)
     problem, found = Held(fit, quantities), covariance(fit, clusters=clusters, noise=noise)
     with np.errstate(all="ignore"):
         sides = _sides(problem, found, found.quantile(level))
         _walk(problem, sides)
     pairs = zip(quantities, sides[::2], sides[1::2], strict=True)
     return tuple(_assemble(fit, quantity, below, above, level) for quantity, below, above in pairs)
+
+
+def _part(fit: Fit, clusters: np.ndarray | None) -> tuple[Fit, np.ndarray | None]:
+    """The fit to evenly spaced rows of its table, from where it stands."""
+    rows = np.linspace(0, len(fit.residuals) - 1, LARGE).astype(int)
+    columns = {name: each[rows] for name, each in fit.columns.items()}
+    target = np.log(fit.predict(columns)) + fit.residuals[rows]
+    weights = fit.weights[rows] / fit.weights[rows].mean()
+    delta = fit.objective.threshold
+    solution = solver.minimise(
+        fit.law, columns, theta=fit.theta[None], target=target[None], weights=weights[None], delta=delta
+    )
+    parameters = dict(zip(fit.law.names, map(float, solver.decode(fit.law, solution.theta[0])), strict=True))
+    part = replace(
+        fit,
+        parameters=parameters,
+        value=float(solution.value[0]),
+        residuals=target - np.log(fit.law(columns, parameters)),
+        columns=columns,
+        weights=weights,
+    )
+    return part, None if clusters is None else np.asarray(clusters)[rows]
 
 
 class _Point(NamedTuple):
@@ -285,7 +313,7 @@ class _Side:
 def _sides(problem: Held, covariance: Covariance, root: float) -> list[_Side]:
     """Two sides of every quantity, at the optimum."""
     fit, sides = problem.fit, []
-    theta = fit.theta
+    theta, least = fit.theta, float(_EXACT**2 * fit.weights.sum())
     for which, quantity in enumerate(problem.quantities):
         index = np.array([which])
         centre = float(problem.held(theta[None], index)[0])
@@ -306,7 +334,7 @@ def _sides(problem: Held, covariance: Covariance, root: float) -> list[_Side]:
                 edge=edge,
                 limit=limit,
                 step=min(spread, abs(limit - centre)) / _STEPS,
-                threshold=covariance.rise(slope) * root**2 / 2,
+                threshold=max(covariance.rise(slope) * root**2 / 2, least),
                 points=[_Point(centre, 0.0, theta)],
             )
             side.end = End.BOUND if limit == centre else None

@@ -25,7 +25,7 @@ NOMINAL = 0.95
 BAND = (0.90, 0.98)
 SIGMA = 0.007
 COST = Compute(10.0, 0.974, 0.0)  # of `tables.flops_per_token`
-DESIGNS = {24: (4, 6), 60: (6, 10), 240: (12, 20)}  # rows: budgets, sizes at each
+DESIGNS = {24: (4, 6), 60: (6, 10), 120: (6, 20), 240: (12, 20)}  # rows: budgets, sizes at each
 
 QUANTITIES = (
     *(quantities.parameter(CHINCHILLA, name) for name in CHINCHILLA.names),
@@ -36,22 +36,33 @@ QUANTITIES = (
 )
 NEW_RUN = "new run"
 NAMES = (*(each.name for each in QUANTITIES), NEW_RUN)
+KINDS = ("normal", "heavy", "differing", "clustered")
 METHODS = ("residual", "pairs", "wild", "laplace", "profile")
-
-# What a method does not promise, with the reason; these cells are measured and printed, in brackets.
-OUTSIDE: dict[tuple[str, int | None, str | None], str] = {}
 
 
 def noise_of(kind, frame, generator):
-    """Log errors of standard deviation near SIGMA: normal, heavy-tailed (Student, 3), or larger for small models."""
+    """Log errors of standard deviation near SIGMA.
+
+    Normal; heavy-tailed (Student, 3); larger for small models; or shared by the runs at one place of the ladder.
+    """
     rows = len(frame)
     if kind == "normal":
         return SIGMA * generator.standard_normal(rows)
     if kind == "heavy":
         return SIGMA * generator.standard_t(3, rows) / np.sqrt(3)
+    if kind == "clustered":
+        labels = clusters_of(rows - 1)
+        own = 0.2 * generator.standard_normal(rows)
+        return SIGMA * (own + np.append(generator.standard_normal(labels.max() + 1)[labels], 0.0))
     assert kind == "differing"
     small = frame["params"] < frame["params"].median()
     return SIGMA * generator.standard_normal(rows) * np.where(small, 1.35, 0.45)
+
+
+def clusters_of(rows):
+    """The place of every run on its budget's ladder of sizes."""
+    budgets, sizes = DESIGNS[rows]
+    return np.tile(np.arange(sizes), budgets)
 
 
 def tables_of(rows, kind, seeds):
@@ -116,18 +127,21 @@ class Coverage:
 def simulate(rows, kind, tables, *, methods=METHODS, resamples=400, first=0):
     """Fit, interval, compare; for each simulated table."""
     hits = defaultdict(int)
+    clusters = clusters_of(rows) if kind == "clustered" else None
     seeds = range(first, first + tables)
     for seed, (found, at, loss) in zip(seeds, tables_of(rows, kind, seeds), strict=True):
         for method in methods:
             if method == "profile":
-                estimates = [each.estimate for each in profiles(found, QUANTITIES)]
+                estimates = [each.estimate for each in profiles(found, QUANTITIES, clusters=clusters)]
             else:
                 if method == "laplace":
-                    draws = laplace(found, seed=seed)
+                    draws = laplace(found, seed=seed, clusters=clusters)
                 else:
-                    draws = bootstrap(found, resampling=Resampling(method), resamples=resamples, seed=seed)
+                    drawn = {"resampling": Resampling(method), "resamples": resamples, "seed": seed}
+                    draws = bootstrap(found, clusters=clusters, **drawn)
                 estimates = [draws.quantity(each) for each in QUANTITIES]
-                hits[method, NEW_RUN] += loss in draws.new_run(at)
+                if clusters is None:
+                    hits[method, NEW_RUN] += loss in draws.new_run(at)
             for quantity, estimate in zip(QUANTITIES, estimates, strict=True):
                 hits[method, quantity.name] += float(quantity(TRUTH)) in estimate
     return Coverage(rows, kind, tables, dict(hits))
@@ -136,8 +150,8 @@ def simulate(rows, kind, tables, *, methods=METHODS, resamples=400, first=0):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=int, default=400)
-    parser.add_argument("--rows", type=int, nargs="+", default=list(DESIGNS), choices=list(DESIGNS))
-    parser.add_argument("--noise", nargs="+", default=["normal"], choices=["normal", "heavy", "differing"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[24, 60, 240], choices=list(DESIGNS))
+    parser.add_argument("--noise", nargs="+", default=["normal"], choices=list(KINDS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     given = parser.parse_args()
     for kind in given.noise:

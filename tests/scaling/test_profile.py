@@ -191,6 +191,18 @@ def test_results_display_themselves_and_are_plain_types():
     assert json.loads(json.dumps(verdicts.to_dict()))["verdicts"]["alpha"]["standing"] == "identified"
 
 
+def test_large_and_exact_tables():
+    """Many rows are profiled on some of them; a table without noise leaves nothing open."""
+    many = isoflop_table(held_out=False, sizes=2100)
+    alpha = profile(fit(runs.Table(many), "chinchilla", objective=SQUARES), "alpha")
+    assert TRUTH["alpha"] in alpha.estimate
+    assert not alpha.open_low
+    assert len(alpha.fit.residuals) == 2**13
+    for each in profiles(small_fit(noise=0.0)):
+        assert each.below is End.CROSSED
+        assert each.interval == pytest.approx((TRUTH[each.quantity.name],) * 2, rel=1e-3)
+
+
 def test_mistakes_are_said_in_one_line():
     found = small_fit()
     with pytest.raises(ValueError, match="no parameter 'alpa'; did you mean 'alpha'"):
