@@ -71,7 +71,7 @@ function draw() {
   const lines = along && view.y !== "residual" ? curves(view.y, shown, budget) : [];
   const inView = lines.flatMap((line) => line.published ? [] : line.points.map((point) => point[1]));
   const xs = shown.map((run) => run[view.x]);
-  if (along) xs.push(budget, Math.max(...xs) * 3);
+  if (along && view.y !== "residual") xs.push(budget, Math.max(...xs) * 3);
   const x = axis(xs, view.x, [frame.left, frame.right], 0.03);
   const y = axis([...shown.map((run) => run[view.y]), ...inView], view.y, [frame.bottom, frame.top], 0.06);
 
@@ -119,9 +119,9 @@ function draw() {
     make("path", { class: line.class, d: path(line.points.filter((point) => point[0] <= convention().reach[1] * 1.0001 || line.class !== "law chosen")) }, clip);
     if (line.class === "law chosen") make("path", { class: "law chosen beyond", d: path(line.points.filter((point) => point[0] >= convention().reach[1] * 0.9999)) }, clip);
   }
-  if (along) {
+  if (along && view.y !== "residual") {
     make("line", { class: "budget", x1: x.place(budget), x2: x.place(budget), y1: frame.top, y2: frame.bottom }, clip);
-    const here = view.y === "residual" ? [null] : estimate(law(), view.y);
+    const here = estimate(law(), view.y);
     if (here[0] != null) {
       if (here[1] != null) make("line", { class: "error", x1: x.place(budget), x2: x.place(budget), y1: y.place(here[1]), y2: y.place(here[2]) }, clip);
       make("circle", { class: "here", cx: x.place(budget), cy: y.place(here[0]), r: 6 }, clip);
@@ -178,7 +178,7 @@ function legend(view, tint, lines) {
     into.prepend(svg);
   };
   if (tint) {
-    const scale = item(`${QUANTITIES[view.shade].label}: ${(QUANTITIES[view.shade].show)(tint.ends[0])}`);
+    const scale = item(`shade: ${QUANTITIES[view.shade].name} ${(QUANTITIES[view.shade].show)(tint.ends[0])}`);
     const bar = make("span", { class: "bar" }, scale);
     const stops = [0, 8, 16, 24, 32, 39].map((i) => `var(--ramp${i})`).join(",");
     bar.style.background = `linear-gradient(to right,${stops})`;
@@ -195,6 +195,7 @@ function legend(view, tint, lines) {
     star(svg, 11, 9);
     held.prepend(svg);
   }
+  if (view.y === "residual" && predictor()) item(`predicted by ${predictor().name}`);
   if (view.x === "c" && view.y !== "residual") sample(item("the budget chosen"), "circle", { class: "here", cx: 15, cy: 6, r: 5 });
 }
 

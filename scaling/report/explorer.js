@@ -18,7 +18,7 @@ function switches(id, entries, chosen, choose) {
 
 function gather() {
   const { n, c } = convention();
-  const predicted = law().predicted ?? convention().laws.find((each) => each.predicted)?.predicted;
+  const predicted = predictor()?.predicted;
   runs = n.map((size, i) => {
     const run = { name: DATA.runs.name[i], n: size, c: c[i], d: DATA.runs.d[i], loss: DATA.runs.loss[i] };
     return { ...run, ratio: run.d / size, predicted: predicted?.[i] ?? null };
@@ -61,7 +61,7 @@ function update() {
   answer();
   compare();
   draw();
-  find("beside").hidden = !published().length;
+  find("beside").hidden = !published().length || VIEWS[state.view].x !== "c" || state.view === "residual";
   const { convention: way, law: which, view } = state;
   const asked = `#counting=${way}&law=${which}&view=${view}&flops=${(10 ** state.budget).toExponential(3).replace("+", "")}`;
   try { history.replaceState(null, "", asked + (state.published >= 0 ? `&published=${state.published}` : "")); } catch { /* a page without address */ }
@@ -74,7 +74,7 @@ function answer() {
     box.querySelector("b").textContent = found[0] == null ? "—" : show(found[0]);
     const between = interval(found, show);
     box.querySelector("small").textContent = found[0] == null ? "this approach has no loss curve" : between ? "95 %: " + between : "no interval";
-    if (found[0] != null) words.push(`${{ n: "N", d: "D", ratio: "D / N", loss: "loss" }[quantity]} ${show(found[0])}`);
+    if (found[0] != null) words.push(`${QUANTITIES[quantity].name} ${show(found[0])}`);
   }
   find("budget").setAttribute("aria-valuetext", `${powerOfTen(budget)} FLOPs: ${words.join(", ")}`);
   const [first, last] = convention().reach;

@@ -5,12 +5,12 @@ const find = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const RAMP = 40;
 const QUANTITIES = {
-  n: { label: "parameters N", show: short },
-  d: { label: "training tokens D", show: short },
-  ratio: { label: "tokens a parameter, D / N", show: short },
-  c: { label: "compute C, FLOPs", show: powerOfTen },
-  loss: { label: "held-out loss L, nats per token", show: (value) => value.toFixed(3), tick: plain },
-  residual: { label: "measured over predicted, %", show: (value) => signed(value) + " %", tick: plain, linear: true },
+  n: { name: "N", label: "parameters N", show: short },
+  d: { name: "D", label: "training tokens D", show: short },
+  ratio: { name: "D / N", label: "tokens a parameter, D / N", show: short },
+  c: { name: "C, FLOPs", label: "compute C, FLOPs", show: powerOfTen },
+  loss: { name: "loss", label: "held-out loss L, nats per token", show: (value) => value.toFixed(3), tick: plain },
+  residual: { name: "difference", label: "measured over predicted, %", show: (value) => signed(value) + " %", tick: plain, linear: true },
 };
 const VIEWS = {
   loss: { name: "Loss by compute", x: "c", y: "loss", shade: "n" },
@@ -49,6 +49,8 @@ const convention = () => DATA.conventions[state.convention];
 const law = () => convention().laws[state.law];
 // Published laws were fitted to larger runs than some tables hold; far below, what they say means nothing.
 const published = () => (10 ** state.budget >= convention().published_from ? convention().published : []);
+// The law that says something of single runs: the chosen one, or the first that does.
+const predictor = () => (law().predicted ? law() : convention().laws.find((each) => each.predicted));
 const end = () => convention().grid.start + (convention().grid.count - 1) * convention().grid.step;
 
 // Cubic through the four nearest points of the grid, in log-log; null where the law says nothing.

@@ -31,6 +31,8 @@ def follow_theme(svg: str) -> str:
     if used:
         svg = re.sub("|".join(used), lambda found: f"var(--{names[found[0]]})", svg)
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<\?xml.*?\?>|<!DOCTYPE.*?>", "", svg, flags=re.DOTALL)
+    # A hundredth of a point is finer than any screen; matplotlib writes a millionth.
+    svg = re.sub(r'(\b(?:d|x|y)=")([^"]*)', lambda found: found[1] + re.sub(r"(\.\d\d)\d+", r"\1", found[2]), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
     return re.sub(r"(<svg\b[^>]*>)", lambda found: found[1] + style, svg, count=1)
 

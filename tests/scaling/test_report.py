@@ -6,11 +6,11 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 
+import numpy as np
+import pandas as pd
 import pytest
 import tyro
-from matplotlib.colors import to_rgb
 from tables import TRUTH, curves_of, isoflop_table
 
 from experiments.commands import fit as fit_command
@@ -18,6 +18,7 @@ from experiments.commands import plot as plot_command
 from experiments.commands import report as report_command
 from scaling import figures, report, runs
 from scaling.held_out import predict_held_out
+from scaling.report import explorer, pictures, tables
 from scaling.study import study
 
 TABLE = isoflop_table()
@@ -30,7 +31,17 @@ def made():
 
 @pytest.fixture(scope="module")
 def page(made):
-    return report.html(made, predict_held_out(made, TABLE), title="Tiny <decoders>", command="scaling report runs.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explorer, "_PAIRS", ())  # one way of counting; test_explorer.py has two
+        held = predict_held_out(made, TABLE)
+        return report.html(made, held, title="Tiny <decoders>", command="scaling report runs.csv")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """One convention, no further laws, drawings not rendered: for tests of what stands around them."""
+    monkeypatch.setattr(report.pictures, "render", lambda figure, kind: b"<svg>drawn, not written</svg>")
+    monkeypatch.setattr(explorer, "_PAIRS", ())
 
 
 @pytest.fixture
@@ -44,51 +55,103 @@ def run(command, *arguments):
     return tyro.cli(command.Command, args=[str(argument) for argument in arguments])()
 
 
-def test_labels_name_units_and_ticks_do_not_overlap(made):
-    held = predict_held_out(made, TABLE)
-    for draw in figures.FIGURES.values():
-        figure = draw(made, held)
-        figure.canvas.draw()
-        for axes in figure.axes:
-            for axis in (axes.xaxis, axes.yaxis):
-                shown = [tick.label1 for tick in axis.get_major_ticks() if tick.label1.get_text()]
-                boxes = [text.get_window_extent() for text in shown if text.get_visible()]
-                assert not any(one.overlaps(other) for one, other in pairwise(boxes)), draw.__name__
-                assert not [tick for tick in axis.get_minor_ticks() if tick.label1.get_text()]
-        said = " ".join(axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes)
-        assert "nats per token" in said or "FLOPs" in said
-
-
-@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK])
-def test_colours_stand_out_from_the_paper_in_grey(theme):
-    grey = lambda colour: sum(w * c for w, c in zip((0.299, 0.587, 0.114), to_rgb(colour), strict=True))  # noqa: E731
-    for colour in (theme.ink, theme.accent, *theme.approaches):
-        assert abs(grey(colour) - grey(theme.paper)) > 0.3
-
-
-def test_a_study_with_missing_approaches_is_drawn_and_reported(monkeypatch):
-    monkeypatch.setattr(report, "render", lambda figure, kind: b"drawn, not written")
+@pytest.mark.usefixtures("quick")
+def test_a_study_with_missing_approaches_is_drawn_and_reported():
     few = TABLE[TABLE["params"] > 3e4].assign(role="sweep").reset_index(drop=True)
     made = study(few, resamples=50)
     assert made.missing
-    assert "could not be fitted" in report.html(made)
+    page = report.html(made, further=())
+    assert "could not be fitted" in page
+    assert '"missing":' in page
 
 
 def test_the_report_stands_alone(page):
     assert not re.findall(r"(?:src|href|srcset|url\()\s*=?\s*['\"]?(?!data:)[a-z]+:", page)
-    assert "http" not in page
-    assert "<script" not in page
+    addresses = set(re.findall(r"https?://[^'\"\s<]+", page))
+    assert addresses <= {"http://www.w3.org/2000/svg"}  # the name of a namespace, never fetched
     assert "Tiny &lt;decoders&gt;" in page
-    pictures = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
-    assert len(pictures) == 2 * len(figures.FIGURES)
+    pictures = re.findall(r"<img src='data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)'", page)
+    assert len(pictures) == len(figures.FIGURES)
     assert all(b"<svg" in base64.b64decode(each) for each in pictures)
     assert page.count("alt='") == len(figures.FIGURES)
+    assert len(page) < 1.5e6
+    identities = re.findall(r"\sid=['\"]([\w-]+)['\"]", page)
+    assert len(identities) == len(set(identities))
+
+
+def test_a_drawing_turns_dark_on_a_dark_page(made):
+    svg = figures.render(figures.predicted_against_measured(made), "svg").decode()
+    both = pictures.follow_theme(svg)
+    day, night = pictures.palette(figures.LIGHT), pictures.palette(figures.DARK)
+    light, dark = re.search(r":root\{(.*?)\}.*?:root\{(.*?)\}", both).groups()
+    names = re.findall(r"--(\w+):", light)
+    assert {"ink", "paper", "faint"} <= set(names)
+    for name in names:
+        assert f"--{name}:{day[name]};" in light
+        assert f"--{name}:{night[name]};" in dark
+    drawn = both[both.index("</style>") :]
+    assert not re.findall(r"#[0-9a-f]{6}\b", drawn)  # no colour is left that would stay as it is
+    assert re.findall(r"#[0-9a-f]{6}\b", svg)
+
+
+def test_words_in_the_data_cannot_end_the_script():
+    text = explorer.script({"name": "</script><script>alert(1)</script>"})
+    assert "<" not in text
+    assert json.loads(text)["name"].startswith("</script>")
+
+
+def test_large_tables_are_thinned_in_the_page():
+    generator = np.random.default_rng(0)
+    params, tokens = 10 ** generator.uniform(6, 9, 2200), 10 ** generator.uniform(8, 11, 2200)
+    loss = 1.8 + 480 * params**-0.35 + 2100 * tokens**-0.37
+    many = pd.DataFrame({"params": params, "tokens": tokens, "loss": loss * np.exp(0.01 * generator.normal(size=2200))})
+    found = study(many, resamples=20)
+    content = explorer.data(found, (), further=())
+    assert content["runs"]["of"] == 2200
+    assert len(content["runs"]["name"]) == len(content["conventions"][0]["n"]) == 2000
+    table = tables.runs(found, ())
+    assert "2,000 of 2,200 runs" in table
+    assert table.count("<tr") == 2001
+    assert len(explorer.script(content)) < 4e5
+
+
+def test_only_conventions_in_use_are_offered():
+    checked = runs.check(TABLE[TABLE["role"] == "sweep"]).frame
+    own = runs.Convention()
+    found = explorer.countings(checked, own)
+    assert found[0] == own
+    assert {(each.params, each.flops) for each in found[1:]} == {
+        ("params", "flops_6nd"), ("params_nonembedding", "flops"), ("params_nonembedding", "flops_kaplan"),
+    }  # fmt: skip
+    assert explorer.countings(checked.assign(flops=checked["flops_6nd"]).drop(columns="params_nonembedding"), own) == (
+        own,
+    )
+
+
+def test_another_convention_is_the_table_read_that_way(made):
+    """Refitted under C = 6 N' D, as a study of the renamed table would be; the training curves move with their runs."""
+    there = explorer.under(made, runs.Convention("params_nonembedding", "flops_kaplan"))
+    kept = made.frame.assign(params=made.frame["params_nonembedding"], flops=made.frame["flops_kaplan"])
+    alone = study(kept[["run", "params", "tokens", "flops", "loss"]], resamples=made.resamples)
+    assert there.optimum(1e12).params.value == pytest.approx(alone.optimum(1e12).params.value, rel=1e-9)
+    ends = there.curves.sort_values("flops").groupby("run").last()
+    runs_there = there.view.set_index("run")
+    np.testing.assert_allclose(ends["flops"], runs_there.loc[ends.index, "flops"], rtol=1e-9)
+    np.testing.assert_allclose(ends["params"], runs_there.loc[ends.index, "params"], rtol=1e-9)
+
+
+def test_laws_of_other_columns_are_refused():
+    with pytest.raises(ValueError, match="that read params and tokens alone"):
+        explorer.of_params_and_tokens(["kaplan-n"])
+    with pytest.raises(ValueError, match="no law 'kaplan-ndd'"):
+        explorer.of_params_and_tokens(["kaplan-ndd"])
 
 
 def test_the_report_shows_the_numbers(made, page):
     (held,) = predict_held_out(made, TABLE)
     a, _ = made.exponents()[made.choice]
-    text = re.sub(r"<[^>]+>", "", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
+    text = re.sub(r"<script.*?</script>", "", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page), flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", "", text)
     for number in (f"{held.predicted.value:.3f}", f"{held.loss:.3f}", f"{a.value:.2f}", f"{abs(held.error):.2%}"):
         assert number in text
     assert "inside the 95 % interval" in text
@@ -110,7 +173,7 @@ def test_fit_prints_one_json_object(folder, capsys):
         each = found["intervals"][name]
         assert each["low"] <= found["parameters"][name] <= each["high"]
         assert each["low"] * 0.9 <= value <= each["high"] * 1.1
-        assert "bootstrap" in each["method"]
+        assert "profile" in each["method"] or "bootstrap" in each["method"]
 
 
 def test_fit_maps_columns_filters_rows_and_prints_a_table(tmp_path, capsys):
@@ -135,16 +198,31 @@ def test_fit_maps_columns_filters_rows_and_prints_a_table(tmp_path, capsys):
         run(fit_command, path, *names, "--law", "chinchila")
 
 
-def test_plot_and_report_write_whole_files_and_use_the_curves_beside_the_table(folder, capsys):
-    assert run(plot_command, folder / "runs.csv", "-o", folder / "figures", "--resamples", 50) == 0
+def test_plot_writes_whole_files_of_the_kinds_asked_for(folder, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in ("residuals", "optimal_sizes")})
+    options = ("--resamples", 50, "--formats", "png", "pdf", "--theme", "dark", "--beside", "Hoffmann", "--audit")
+    assert run(plot_command, folder / "runs.csv", "-o", folder / "figures", *options) == 0
     files = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
-    assert set(files) == {f"{name}.{kind}" for name in figures.FIGURES for kind in ("png", "svg")}
-    assert all(data.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in data for name, data in files.items())
-    assert run(report_command, folder / "runs.csv", "-o", folder / "report.html", "--resamples", 50) == 0
+    names = ("residuals", "optimal_sizes", "exponent_drift")
+    assert set(files) == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
+    starts = {"png": b"\x89PNG", "pdf": b"%PDF"}
+    assert all(data.startswith(starts[name[-3:]]) for name, data in files.items())
+    with pytest.raises(ValueError, match="did you mean 'Hoffmann'"):
+        run(plot_command, folder / "runs.csv", "--beside", "Hofman")
+
+
+@pytest.mark.usefixtures("quick")
+def test_report_uses_the_curves_beside_the_table_and_says_how_to_repeat_it(folder):
+    options = ("--resamples", 50, "--laws", "kaplan-nd", "--title", "My runs")
+    assert run(report_command, folder / "runs.csv", "-o", folder / "report.html", *options) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "training curves of 24 runs" in page
-    assert "scaling report runs.csv -o report.html --resamples 50" in page
+    assert "scaling report runs.csv -o report.html --resamples 50 --title &#x27;My runs&#x27;" in page
+    assert "law kaplan-nd" in page
     assert str(folder) not in page
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+    with pytest.raises(ValueError, match="did you mean 'kaplan-nd'"):
+        run(report_command, folder / "runs.csv", "--laws", "kaplan-n-d")
 
 
 def test_help_is_quick_and_loads_no_heavy_library():
