@@ -1,11 +1,16 @@
 """The fitter against laws that are known, figures that are published, and tables that determine nothing."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.optimize
 from tables import TRUTH, isoflop_table, published
 
-from scaling import laws, runs, uncertainty
+from scaling import laws, runs, solver, uncertainty
+from scaling.certificate import Agreement, Certificate, second_opinion
 from scaling.fitting import Kind, Objective, fit
 from scaling.laws import Law, coefficient, exponent, offset
 from scaling.uncertainty import Resampling, bootstrap
@@ -83,6 +88,167 @@ def test_chinchilla_points():
     assert boot.interval("beta").low == pytest.approx(0.332, abs=0.006)
     assert boot.interval("beta").high == pytest.approx(0.415, abs=0.008)
     assert fit(chinchilla_points(245), "chinchilla").parameters["beta"] == pytest.approx(0.4530, rel=1e-3)
+
+
+def test_the_objective_at_hoffmanns_printed_constants_is_four_times_the_optimum():
+    frame = chinchilla_points(240)
+    printed = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+    size = np.abs(np.log(frame["loss"] / laws.CHINCHILLA(frame, printed)))
+    value = np.sum(np.where(size <= 1e-3, size**2 / 2, 1e-3 * (size - 5e-4)))
+    assert value == pytest.approx(0.00412101, rel=1e-5)
+    assert fit(frame, "chinchilla").value < value / 4
+
+
+def test_a_certificate_holds_what_two_solvers_and_all_starts_say():
+    found = fit(runs.check(isoflop_table(held_out=False)).frame, "chinchilla", starts=100)
+    certificate = found.certificate
+    assert certificate.passed
+    assert certificate.failures() == ()
+    assert certificate.starts == 100
+    assert certificate.share > 0.9
+    assert certificate.slack < 1e-9
+    assert certificate.gradient < 1e-6
+    assert abs(certificate.second.objective) < 1e-8
+    assert certificate.second.parameters < 1e-3
+    assert 1 < certificate.condition < 1e9
+
+
+def test_parameters_that_are_no_optimum_are_not_confirmed():
+    """The second solver, started at parameters a little off, finds a lower objective and says how much."""
+    frame = runs.check(isoflop_table(held_out=False)).frame
+    found = fit(frame, "chinchilla")
+    target, weights = np.log(frame["loss"].to_numpy()), np.ones(len(frame))
+    problem = {"target": target, "weights": weights, "delta": found.objective.threshold}
+    solution = solver.minimise(
+        found.law, found.columns, theta=found.theta[None], target=target[None], weights=weights[None],
+        delta=problem["delta"],
+    )  # fmt: skip
+    off = found.theta + [0.0, 0.02, 0.0, 0.0, 0.0]
+    values = dict(zip(found.law.names, solver.decode(found.law, off), strict=True))
+    size = np.abs(target - np.log(found.law(found.columns, values)))
+    value = np.sum(np.where(size <= 1e-2, size**2 / 2, 1e-2 * (size - 5e-3)))
+    wrong = solution._replace(theta=off[None], value=np.array([value]))
+    second = second_opinion(found.law, found.columns, **problem, solution=wrong, starts=found.theta[None])
+    assert second.objective == pytest.approx(found.value / value - 1, rel=1e-6)
+    assert second.objective < -1e-6
+    assert "lower by" in replace(found.certificate, second=second).failures()[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"slack": 1e-6}, "did not reach an optimum"),
+        ({"gradient": 1e-3}, "did not reach an optimum"),
+        ({"gradient": float("nan")}, "did not reach an optimum"),
+        ({"second": Agreement(1e-3, 0.0, 2)}, "did not confirm"),
+        ({"second": Agreement(0.0, 0.5, 2)}, "did not confirm"),
+        ({"second": Agreement(-1e-3, 0.5, 2)}, "lower by 1.0e-03"),
+        ({"share": 1 / 36}, "only one of 36 starts"),
+        ({"at_bounds": ("alpha",)}, "alpha ended at the bound"),
+        ({"condition": float("inf")}, "does not determine the parameters"),
+    ],
+)
+def test_every_piece_of_evidence_can_fail_a_certificate(change, said):
+    good = Certificate(1e-16, 1e-9, 1.0, 36, Agreement(0.0, 1e-9, 2), 1e5, ())
+    assert good.passed
+    bad = replace(good, **change)
+    assert not bad.passed
+    assert said in " ".join(bad.failures())
+
+
+def test_a_failed_certificate_comes_first_wherever_the_fit_is_shown():
+    clean = runs.check(isoflop_table(held_out=False)).frame
+    found = fit(clean.assign(tokens=20 * clean["params"]), "chinchilla")
+    assert not found.certificate.passed
+    assert found.warnings[0].startswith("NO CERTIFIED OPTIMUM")
+    assert "NO CERTIFIED OPTIMUM" in str(found).splitlines()[0]
+    assert found._repr_html_().index("NO CERTIFIED OPTIMUM") < found._repr_html_().index("alpha")
+    good = fit(clean, "chinchilla")
+    assert "certified optimum" in str(good).splitlines()[0]
+    assert "NO CERTIFIED" not in str(good)
+
+
+def test_a_fit_is_plain_json():
+    found = fit(runs.check(isoflop_table(held_out=False)).frame, "chinchilla")
+    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert {"law", "columns", "parameters", "objective", "certificate", "warnings"} <= set(told)
+    assert told["parameters"] == found.parameters
+    assert told["certificate"]["passed"] is True
+    assert set(told["certificate"]["second"]) == {"solver", "objective", "parameters", "starts"}
+
+
+def test_weights_stand_for_repeated_rows():
+    frame = runs.check(isoflop_table(held_out=False)).frame
+    counts = 1 + np.arange(len(frame)) % 3
+    weighed = fit(runs.Table(frame.assign(copies=counts)), objective=Objective(delta=1e-2, weights="copies"))
+    repeated = fit(runs.Table(frame.loc[np.repeat(frame.index, counts)]), objective=Objective(delta=1e-2))
+    assert weighed.parameters == pytest.approx(repeated.parameters, rel=1e-6)
+    assert weighed.weights.mean() == pytest.approx(1.0)
+    assert weighed.value == pytest.approx(repeated.value * len(frame) / counts.sum())
+    assert weighed.parameters != pytest.approx(fit(frame, objective=Objective(delta=1e-2)).parameters, rel=1e-3)
+
+
+def test_standard_errors_weigh_by_their_inverse_square_and_only_when_asked():
+    """Half of the runs measured ten times worse: asked to, the fit trusts the other half."""
+    frame = isoflop_table(held_out=False, noise=0.0, sizes=10)
+    error = np.where(np.arange(len(frame)) % 2, 0.02, 0.002)
+    shocks = np.random.default_rng(1).standard_normal(len(frame))
+    frame = frame.assign(loss=frame["loss"] * (1 + error * shocks), loss_se=error * frame["loss"])
+    squares = Objective(Kind.LEAST_SQUARES)
+    plain, weighed = fit(frame, objective=squares), fit(frame, objective=replace(squares, weights="loss_se"))
+    off = {name: abs(each.parameters["E"] / TRUTH["E"] - 1) for name, each in (("plain", plain), ("se", weighed))}
+    assert off["se"] < off["plain"]
+    assert np.all(plain.weights == 1)
+    np.testing.assert_allclose(weighed.weights.max() / weighed.weights.min(), 100, rtol=0.2)
+    assert "loss_se" in str(weighed.objective)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [({"loss_se": 0.0}, "must be positive to weigh runs by; it is not in 24 of 24"), ({}, "no column 'loss_se'")],
+)
+def test_weights_that_cannot_be(column, message):
+    frame = runs.check(isoflop_table(held_out=False).assign(**column)).frame
+    with pytest.raises(ValueError, match=message):
+        fit(frame, objective=Objective(weights="loss_se"))
+
+
+def test_a_delta_must_be_positive():
+    with pytest.raises(ValueError, match="delta must be a positive"):
+        Objective(delta=0.0)
+
+
+def test_columns_may_hold_a_row_of_numbers_a_row():
+    generator = np.random.default_rng(0)
+    changes = generator.uniform(0, 1, (60, 4))
+    frame = pd.DataFrame({"tokens": np.exp(generator.uniform(18, 24, 60)), "change": list(changes)})
+    pieces = Law(
+        name="pieces",
+        formula=lambda tokens, change, E, B, beta, c: E + B * tokens**-beta + c * change.sum(axis=-1),
+        columns=("tokens", "change"),
+        parameters=(offset(), coefficient("B"), exponent("beta"), coefficient("c")),
+        source="here",
+        unchecked=("change",),
+    )
+    truth = {"E": 1.8, "B": 400.0, "beta": 0.3, "c": 0.05}
+    frame["loss"] = 1.8 + 400 * frame["tokens"] ** -0.3 + 0.05 * changes.sum(axis=1)
+    assert fit(frame, pieces).parameters == pytest.approx(truth, rel=1e-4)
+    with pytest.raises(ValueError, match="'change' is missing or not finite"):
+        fit(frame.assign(change=list(np.where(changes > 0.99, np.nan, changes))), pieces)
+
+
+@pytest.mark.slow
+def test_a_million_rows():
+    """Starts are decided on a part, the optimum found on all: sqrt(n) as sure as it should be."""
+    generator = np.random.default_rng(0)
+    params, tokens = np.exp(generator.uniform([[13], [17]], [[23], [26]], (2, 1_000_000)))
+    loss = laws.CHINCHILLA({"params": params, "tokens": tokens}, TRUTH) * np.exp(
+        0.01 * generator.standard_normal(10**6)
+    )
+    found = fit(runs.Table(pd.DataFrame({"params": params, "tokens": tokens, "loss": loss})))
+    assert found.certificate.passed
+    assert found.parameters == pytest.approx(TRUTH, rel=0.03)
+    assert "8,192 of 1,000,000 rows" in found.notes[-1]
 
 
 def test_a_law_of_ones_own_needs_nothing_else():
