@@ -201,10 +201,10 @@ def audit(
     fits, refused = _fit_all(bench, _asked(laws, frame))
     kept, same = _distinct(fits)
     marks = marks_of(frame, cutoffs)
-    trials = {law: [bench.below(law, mark) for mark in marks] for law in kept}
+    trials = {law: [bench.below(fits[law], mark) for mark in marks] for law in kept}
     for law in [law for law, found in trials.items() if any(each.refused for each in found)]:
         refused[law.name] = next(each.refused for each in trials.pop(law) if each.refused)
-    scores, baseline = _scores(bench, trials, marks, same)
+    scores, baseline = _scores(bench, fits, trials, marks, same)
     drifting, moving = _drifts(bench, fits, trials, scores)
     design = degenerate({name: frame[name].to_numpy(np.float64) for name in ("params", "tokens")})
     notes = list(checked.notes)
@@ -272,7 +272,11 @@ def _distinct(fits: dict[Law, Fit]) -> tuple[list[Law], dict[str, tuple[str, ...
 
 
 def _scores(
-    bench: Bench, trials: dict[Law, list[Trial]], marks: list[float], same: dict[str, tuple[str, ...]]
+    bench: Bench,
+    fits: dict[Law, Fit],
+    trials: dict[Law, list[Trial]],
+    marks: list[float],
+    same: dict[str, tuple[str, ...]],
 ) -> tuple[tuple[Score, ...], Score | None]:
     """Laws by error; intervals, put in `trials`, and sizes left out are asked only of laws that beat the baseline."""
     if not marks or not trials:
@@ -298,8 +302,8 @@ def _scores(
     for law, found in trials.items():
         contends = size[law] < _mean_square(guesses) or found is best
         if contends:
-            found[:] = [bench.with_intervals(each) for each in found]
-        scores.append(score(law.name, found, bench.leave_sizes_out(law) if contends else LeftOut()))
+            found[:] = [bench.with_intervals(law, each) for each in found]
+        scores.append(score(law.name, found, bench.leave_sizes_out(fits[law]) if contends else LeftOut()))
     scores.sort(key=lambda each: each.error)
     return tuple(scores), score("nearest run", guesses, bench.leave_sizes_out(None))
 

@@ -8,16 +8,18 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from scaling import runs
+from scaling import runs, solver
 from scaling.display import count
 from scaling.fitting import Fit, Objective, fit
 from scaling.isoflop import group_budgets
 from scaling.laws import Law
+from scaling.starts import starting_points
 from scaling.uncertainty import Bootstrap, bootstrap
 
 _CUTOFFS = 4
 _FITTED, _SHARE, _PREDICTED = 10, 0.15, 3  # runs that a cut-off leaves to fit, and to predict, at least
 _SIZES = 8
+_STARTS = 8
 _TOGETHER = 0.02  # log columns that leave their common line by less than this say nothing apart from each other
 
 
@@ -57,7 +59,6 @@ class Extrapolation:
         error: root mean square of log(measured / predicted).
         bias: mean of it; positive where the law promises too much.
         coverage: share of the predicted runs that fell in their intervals; nan where there are none.
-        certified: whether the fit below the cut-off passed its certificate.
     """
 
     cutoff: float
@@ -67,7 +68,6 @@ class Extrapolation:
     error: float
     bias: float
     coverage: float
-    certified: bool
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,13 @@ class Trial:
         cutoff: FLOPs.
         refused: why it could not be fitted; empty when it was, and the rest is given.
         errors: log(measured / predicted), one a row of the table; nan for the runs that were fitted.
-        fit: the law below the cut-off.
-        boot: its resamples, once intervals were asked for and where they can be given.
+        boot: the resamples of the fit, once intervals were asked for and where they can be given.
         inside: whether each predicted run fell in its interval; nan where there is none.
     """
 
     cutoff: float
     refused: str = ""
     errors: Float[np.ndarray, " rows"] | None = field(default=None, repr=False)
-    fit: Fit | None = field(default=None, repr=False)
     boot: Bootstrap | None = field(default=None, repr=False)
     inside: Float[np.ndarray, " rows"] | None = field(default=None, repr=False)
 
@@ -128,14 +126,17 @@ class Bench:
         Raises:
             ValueError: those rows do not determine it; the message says why.
         """
-        part = self.frame[rows]
-        read = {name: part[name].to_numpy() for name in law.columns if name not in law.unchecked}
-        if reason := degenerate(read):
+        if reason := self._undetermined(law, rows):
             raise ValueError(reason)
-        needed = 2 * len(law.parameters)
+        return fit(runs.Table(self.frame[rows]), law, objective=self.objective)
+
+    def _undetermined(self, law: Law, rows: Bool[np.ndarray, " rows"] | slice) -> str:
+        part, needed = self.frame[rows], 2 * len(law.parameters)
+        if reason := degenerate({name: part[name].to_numpy() for name in law.columns if name not in law.unchecked}):
+            return reason
         if len(part) < needed:
-            raise ValueError(f"{len(part)} runs for {len(law.parameters)} parameters; at least {needed} are asked for")
-        return fit(runs.Table(part), law, objective=self.objective)
+            return f"{len(part)} runs for {len(law.parameters)} parameters; at least {needed} are asked for"
+        return ""
 
     def bootstrap(self, found: Fit) -> Bootstrap | None:
         """The resamples of a fit; None where most of them reach no optimum, so that no interval would mean much."""
@@ -144,27 +145,53 @@ class Bench:
         except ValueError:
             return None
 
-    def below(self, law: Law, cutoff: float) -> Trial:
-        """A law fitted below a cut-off and tried above."""
-        below = (self.frame["flops"] < cutoff).to_numpy()
-        try:
-            found = self.fit(law, below)
-        except ValueError as error:
-            return Trial(cutoff, f"below {cutoff:.3g} FLOPs, {error}")
-        above = self.frame[~below]
-        error = np.full(len(below), np.nan)
-        error[~below] = np.log(above["loss"] / found.predict(above))
-        if not np.isfinite(error[~below]).all():
-            return Trial(cutoff, f"fitted below {cutoff:.3g} FLOPs, it is not finite above")
-        return Trial(cutoff, "", error, found)
+    def below(self, found: Fit, cutoff: float) -> Trial:
+        """A law fitted below a cut-off and tried above, given its fit to all rows.
 
-    def with_intervals(self, trial: Trial) -> Trial:
+        The rows above count nothing, so that every cut-off is the same program for the solver; it starts from the
+        optimum of all rows and from a few of the law's own starting points.
+        """
+        law, below = found.law, (self.frame["flops"] < cutoff).to_numpy()
+        if reason := self._undetermined(law, below):
+            return Trial(cutoff, f"below {cutoff:.3g} FLOPs, {reason}")
+        loss = self.frame["loss"].to_numpy(np.float64)
+        starts = solver.encode(law, starting_points(law, found.columns, loss))
+        starts = np.concatenate([found.theta[None], starts[:: max(len(starts) // _STARTS, 1)]])
+        theta = self._solved(found, starts, below[None], self._objective(below))
+        predicted = law(found.columns, dict(zip(law.names, solver.decode(law, theta), strict=True)))
+        errors = np.where(below, np.nan, np.log(loss / predicted))
+        if not np.isfinite(errors[~below]).all():
+            return Trial(cutoff, f"fitted below {cutoff:.3g} FLOPs, it is not finite above")
+        return Trial(cutoff, "", errors)
+
+    def _objective(self, rows: Bool[np.ndarray, " rows"]) -> Objective:
+        return self.objective or Objective.usual(int(rows.sum()))
+
+    def _solved(
+        self,
+        found: Fit,
+        starts: Float[np.ndarray, "starts parameters"],
+        rows: Bool[np.ndarray, "masks rows"],
+        objective: Objective,
+    ) -> Float[np.ndarray, " *masks parameters"]:
+        """Optima over some rows: of one mask the lowest of all starts, of several masks one each."""
+        solution = solver.minimise(
+            found.law,
+            found.columns,
+            theta=starts,
+            target=np.log(self.frame["loss"].to_numpy(np.float64))[None],
+            weights=rows * found.weights,
+            delta=objective.threshold,
+        )
+        return solution.theta[np.nanargmin(solution.value)] if len(rows) == 1 else solution.theta
+
+    def with_intervals(self, law: Law, trial: Trial) -> Trial:
         """A trial with intervals for the runs it predicted."""
-        boot = self.bootstrap(trial.fit)
+        asked = np.isfinite(trial.errors)
+        boot = self.bootstrap(self.fit(law, ~asked))
         if boot is None:
             return trial
-        asked = np.isfinite(trial.errors)
-        points = self.frame.loc[asked, [*trial.fit.law.columns]].to_dict("records")
+        points = self.frame.loc[asked, [*law.columns]].to_dict("records")
         measured = self.frame["loss"][asked]
         inside = np.full(len(asked), np.nan)
         inside[asked] = [loss in boot.new_run(point) for loss, point in zip(measured, points, strict=True)]
@@ -194,22 +221,29 @@ class Bench:
             error=float(np.sqrt(np.mean(trial.errors[above] ** 2))),
             bias=float(np.mean(trial.errors[above])),
             coverage=float("nan") if trial.inside is None else float(np.mean(trial.inside[above])),
-            certified=trial.fit is None or trial.fit.certificate.passed,
         )
 
-    def leave_sizes_out(self, law: Law | None) -> LeftOut:
-        """Every size fitted without and predicted, or guessed from the nearest run when no law is given."""
+    def leave_sizes_out(self, found: Fit | None) -> LeftOut:
+        """Every size predicted by a fit to the others, or guessed from the nearest run when no law is given.
+
+        Fits start from the optimum of the whole table, all sizes at once.
+        """
         size = self.frame["params"].to_numpy(np.float64)
-        groups, errors = _sizes(size), []
-        if len(groups) < 3:
+        groups = _sizes(size)
+        out = np.stack([np.isin(np.arange(len(size)), rows) for rows in groups])
+        if len(groups) < 3 or any(self._undetermined(found.law, ~each) for each in out if found is not None):
             return LeftOut()
-        for rows in groups:
-            out = np.isin(np.arange(len(size)), rows)
-            try:
-                predicted = self._nearest(~out, out) if law is None else self.fit(law, ~out).predict(self.frame[out])
-            except ValueError:  # the rest does not determine the law
-                return LeftOut()
-            errors.append(np.log(self.frame["loss"].to_numpy(np.float64)[out] / predicted))
+        log_loss = np.log(self.frame["loss"].to_numpy(np.float64))
+        if found is None:
+            errors = [log_loss[each] - np.log(self._nearest(~each, each)) for each in out]
+        else:
+            starts = np.repeat(found.theta[None], len(out), axis=0)
+            values = solver.decode(found.law, self._solved(found, starts, ~out, found.objective))
+            named = [dict(zip(found.law.names, each, strict=True)) for each in values]
+            errors = [
+                log_loss[each] - np.log(found.law({name: x[each] for name, x in found.columns.items()}, parameters))
+                for each, parameters in zip(out, named, strict=True)
+            ]
         each = np.array([np.sqrt(np.mean(error**2)) for error in errors])
         worst = int(np.argmax(each))
         return LeftOut(
