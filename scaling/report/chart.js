@@ -217,9 +217,12 @@ function point(index, say = true) {
   if (run.predicted != null) row("predicted", `${run.predicted.toFixed(4)} (${signed(run.residual)} %)`);
   if (run.within) row("95 %", `${run.within[1].toFixed(3)} to ${run.within[2].toFixed(3)}`);
   tip.hidden = false;
-  const left = x + 16 + tip.offsetWidth > box.clientWidth ? Math.max(x - 16 - tip.offsetWidth, 0) : x + 16;
-  tip.style.left = `${left}px`;
-  tip.style.top = `${Math.min(Math.max(y - tip.offsetHeight / 2, 0), Math.max(box.clientHeight - tip.offsetHeight, 0))}px`;
+  // Beside the run where there is room, else in the half of the chart where the run is not.
+  const room = { x: box.clientWidth - tip.offsetWidth, y: Math.max(box.clientHeight - tip.offsetHeight, 0) };
+  const beside = [x + 16, x - 16 - tip.offsetWidth].find((left) => left >= 0 && left <= room.x);
+  const half = y < box.clientHeight / 2 ? room.y : 0;
+  tip.style.left = `${beside ?? Math.min(Math.max(x - tip.offsetWidth / 2, 0), Math.max(room.x, 0))}px`;
+  tip.style.top = `${beside === undefined ? half : Math.min(Math.max(y - tip.offsetHeight / 2, 0), room.y)}px`;
   if (say) find("said").textContent = `${run.name}: ${[...list.children].map((each) => each.textContent).join(" ")}; run ${index + 1} of ${placed.length}`;
 }
 function unpoint() {

@@ -211,6 +211,22 @@ def test_pointing_at_a_run_reads_it(page):
     assert page.read("document.getElementById('tip').hidden")
 
 
+@pytest.mark.parametrize("width", [380, 1000])
+def test_what_is_said_of_a_run_does_not_cover_it(page, width):
+    page.size(width, 900)
+    page.read("document.getElementById('chart-box').focus()")
+    page.press("Home")
+    for _ in range(len(TABLE)):
+        covered = page.read(
+            "(() => { const ring = document.getElementById('ring').getBoundingClientRect(),"
+            " tip = document.getElementById('tip').getBoundingClientRect(),"
+            " x = ring.x + ring.width / 2, y = ring.y + ring.height / 2;"
+            " return tip.left < x && x < tip.right && tip.top < y && y < tip.bottom; })()"
+        )
+        assert not covered
+        page.press("ArrowRight")
+
+
 @pytest.mark.parametrize(
     ("typed", "flops"),
     [("3e12", 3e12), ("3 x 10^12", 3e12), ("3×10^12 FLOPs", 3e12), ("2,000,000,000,000", 2e12), ("10^12", 1e12)],
