@@ -30,7 +30,7 @@ from scaling.study import Approach, Study
 
 _LEVELS = 12  # contours of equal loss
 _RUNS_A_BIN = 8  # of the running median through residuals, at least
-_BEYOND = 0.99  # of many runs, residuals further out than this share are drawn at the edge
+_FAR = 5  # residuals so many times further out than nine in ten are drawn at the edge
 
 
 def predicted_against_measured(study: Study, held_out=None, *, theme: Theme = LIGHT) -> Figure:
@@ -91,8 +91,8 @@ def residuals(study: Study, held_out=None, *, theme: Theme = LIGHT) -> Figure:
         figure, panels = blank(9.6, 3.9, 1, 3, sharey=True)
         per_cent = 100 * np.expm1(study.parametric.bootstrap.fit.residuals)
         measured = [100 * each.error for each in held if each.loss is not None]
-        usual = _BEYOND if len(view) >= 100 else 1.0
-        edge = 1.12 * max([np.quantile(np.abs(per_cent), usual), *map(abs, measured)])
+        size = np.abs(per_cent)
+        edge = 1.12 * max([min(size.max(), _FAR * np.quantile(size, 0.9)), *map(abs, measured)])
         outside = np.abs(per_cent) > edge
         rows, bins = selection(len(view)), int(np.clip(len(view) // _RUNS_A_BIN, 1, 12))
         label_n, label_c = names(study)

@@ -220,7 +220,7 @@ function point(index, say = true) {
   // Beside the run where there is room, else in the half of the chart where the run is not.
   const room = { x: box.clientWidth - tip.offsetWidth, y: Math.max(box.clientHeight - tip.offsetHeight, 0) };
   const beside = [x + 16, x - 16 - tip.offsetWidth].find((left) => left >= 0 && left <= room.x);
-  const half = y < box.clientHeight / 2 ? room.y : 0;
+  const half = y < box.clientHeight / 2 ? Math.max(room.y, y + 14) : Math.min(0, y - 14 - tip.offsetHeight);
   tip.style.left = `${beside ?? Math.min(Math.max(x - tip.offsetWidth / 2, 0), Math.max(room.x, 0))}px`;
   tip.style.top = `${beside === undefined ? half : Math.min(Math.max(y - tip.offsetHeight / 2, 0), room.y)}px`;
   if (say) find("said").textContent = `${run.name}: ${[...list.children].map((each) => each.textContent).join(" ")}; run ${index + 1} of ${placed.length}`;

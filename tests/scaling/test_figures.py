@@ -32,12 +32,12 @@ def made():
 
 @pytest.fixture(scope="module")
 def wide():
-    """400 runs over six orders of magnitude of compute, as public tables have them, without budgets."""
+    """160 runs over six orders of magnitude of compute, as public tables have them, without budgets."""
     generator = np.random.default_rng(3)
-    params, ratio = 10 ** generator.uniform(7, 10.3, 400), 10 ** generator.uniform(0.3, 2.6, 400)
+    params, ratio = 10 ** generator.uniform(7, 10.3, 160), 10 ** generator.uniform(0.3, 2.6, 160)
     tokens = params * ratio
     loss = 1.8 + 480 * params**-0.35 + 2100 * tokens**-0.37
-    frame = pd.DataFrame({"params": params, "tokens": tokens, "loss": loss * np.exp(0.01 * generator.normal(size=400))})
+    frame = pd.DataFrame({"params": params, "tokens": tokens, "loss": loss * np.exp(0.01 * generator.normal(size=160))})
     return study(frame, resamples=40)
 
 
@@ -117,7 +117,7 @@ def test_contours_lie_on_the_law_and_turn_at_the_optimum(made):
         loss = p["E"] + p["A"] * params ** -p["alpha"] + p["B"] * tokens ** -p["beta"]
         np.testing.assert_allclose(loss, level, rtol=2e-3)
         cheapest = int(np.argmin(flops))
-        inside = 1.3 * params.min() < params[cheapest] < params.max() / 1.3
+        inside = flops[cheapest] > 1.05 * axes.get_xlim()[0]
         if inside:  # the contour's leftmost point is in view: there the loss is reached with the least compute
             assert params[cheapest] == pytest.approx(made.optimum(flops[cheapest]).params.value, rel=0.15)
             checked += 1
@@ -154,7 +154,7 @@ def test_residuals_beyond_the_figure_are_marked_and_the_right_law_leaves_no_tren
     fit_, rows = wide.parametric.bootstrap.fit, len(wide.frame)
     figure = figures.residuals(wide)
     (median,) = [line for line in figure.axes[0].lines if line.get_label() == "median"]
-    assert np.abs(median.get_ydata()).max() < 1  # per cent, of 1 % noise
+    assert np.abs(median.get_ydata()).max() < 1.5  # per cent, of 1 % noise
     far = replace(fit_, residuals=np.where(np.arange(rows) < 3, 0.5, fit_.residuals))
     boot = replace(wide.parametric.bootstrap, fit=far)
     marked = figures.residuals(replace(wide, parametric=replace(wide.parametric, bootstrap=boot)))
