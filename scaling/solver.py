@@ -106,7 +106,7 @@ def minimise(
     slots = int(np.clip(_CELLS // padded, *_SLOTS))
     workers = int(np.clip(batch // slots, 1, _processors()))
     shards = np.array_split(np.arange(batch), workers)
-    solution = Solution(*(np.full((batch, *shape), np.nan) for shape in _shapes(len(law.parameters))))
+    solution = Solution(*(np.full((batch, *shape), np.nan) for shape in _shapes(len(law.parameters), Solution)))
     with ThreadPoolExecutor(workers) as pool:  # XLA leaves Python's lock free while it computes
         list(pool.map(lambda shard: _solve(problems, shard, slots, solution), shards))
     return solution
@@ -153,9 +153,10 @@ class _Problems(NamedTuple):
         )
 
 
-def _shapes(parameters: int) -> tuple[tuple[int, ...], ...]:
+def _shapes(parameters: int, of: type[Solution | Expansion]) -> tuple[tuple[int, ...], ...]:
+    """Of the fields of a solution or an expansion of one problem."""
     one, two = (parameters,), (parameters, parameters)
-    return one, (), (), (), two, two
+    return (one, (), (), (), two, two) if of is Solution else ((), one, two, two)
 
 
 def _solve(problems: _Problems, shard: np.ndarray, slots: int, solution: Solution) -> None:
@@ -170,16 +171,12 @@ def _solve(problems: _Problems, shard: np.ndarray, slots: int, solution: Solutio
         target, weights = problems.rows(problem)
         candidate = np.clip(problems.theta[problem], low, high)
         theta, value, damping, age = candidate, np.full(slots, np.inf), np.full(slots, np.nan), np.zeros(slots)
-        at = None
+        at = Expansion(*(np.zeros((slots, *shape)) for shape in _shapes(len(low), Expansion)))
         while live.any():
             reached = Expansion(*map(np.asarray, expand(candidate, target, weights, *shared)))
-            downhill = reached.value < value
+            downhill = reached.value < value  # always so at a starting point, whose value is still infinite
             theta, value = np.where(downhill[:, None], candidate, theta), np.where(downhill, reached.value, value)
-            at = (
-                reached
-                if at is None
-                else Expansion(*(_choose(downhill, *pair) for pair in zip(reached, at, strict=True)))
-            )
+            at = Expansion(*(_choose(downhill, *pair) for pair in zip(reached, at, strict=True)))
             damping = np.clip(np.where(downhill, damping / 10, damping * 20), *_DAMPING)
             step, slack, gradient, damping = _step(at, theta, damping, low, high)
             exact = value < 1e-26 * weights.sum(axis=1)  # nothing left but rounding
@@ -187,7 +184,7 @@ def _solve(problems: _Problems, shard: np.ndarray, slots: int, solution: Solutio
             age += 1
             ended = (slack <= _CONVERGED) | (age >= _ITERATIONS) | (damping >= _DAMPING[1]) | ~np.isfinite(value)
             candidate = np.clip(theta - step, low, high)
-            done = np.flatnonzero(live & ended)
+            done = np.flatnonzero(live & ended)  # these are kept, and their slots given to waiting problems
             if not len(done):
                 continue
             state = (theta, value, slack, gradient, at.gauss, at.hessian)
@@ -206,8 +203,11 @@ def _choose(which: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray
     return np.where(which.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
 
 
-def _step(at: Expansion, theta, damping, low, high) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The damped step, what an undamped one promises, and the scaled gradient, all with bounds in force held."""
+def _step(at: Expansion, theta, damping, low, high) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The damped step, what an undamped one promises, the scaled gradient, the damping; bounds in force are held.
+
+    Damping that is not a number is chosen: small near an optimum, where little is promised, and large far from one.
+    """
     free = ~(((theta <= low) & (at.gradient > 0)) | ((theta >= high) & (at.gradient < 0)))
     both, held = free[:, :, None] & free[:, None, :], np.eye(theta.shape[1]) * ~free[:, None, :]
     gradient = np.where(free, at.gradient, 0.0)

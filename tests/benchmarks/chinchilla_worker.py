@@ -33,7 +33,10 @@ GRID = {
 }
 
 
-def end_of(fitter: Chinchilla, start: np.ndarray) -> float:
+fitter: Chinchilla  # a global, so that forked processes have it: it cannot be pickled
+
+
+def end_of(start: np.ndarray) -> float:
     """Where one start ends."""
     return float(scipy.optimize.minimize(fitter._evaluate_params, start, method=fitter.algorithm).fun)
 
@@ -45,6 +48,7 @@ def used() -> float:
 
 def main() -> None:
     """Arguments: the task (starts), the table, how many (the grid has 1,024 anyway), where to leave the objectives."""
+    global fitter
     _, path, _, out = sys.argv[1:]
     frame = pd.read_csv(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +68,7 @@ def main() -> None:
         processor = used() - processor
         starts = np.array(list(itertools.product(*GRID.values()))) / fitter._autoscale_range
         with multiprocessing.get_context("fork").Pool(2) as pool:
-            ends = pool.map(functools.partial(end_of, fitter), starts, chunksize=16)
+            ends = pool.map(end_of, starts, chunksize=16)
     np.save(out, np.array(ends) * len(frame))
     print(json.dumps({"imports": 0.0, "cold": spent, "warm": spent, "processor": processor}))
 
