@@ -98,9 +98,9 @@ def intervals(
     Args:
         fit: the fit.
         quantities: names of parameters and anything of `scaling.quantities`; every parameter unless said otherwise.
-        method: unless said otherwise the bootstrap of whole runs from 100 runs on, which assumes least, the profile
-            likelihood below, where resampling wears thin, and Laplace beyond 8,192 runs, where it has nothing left to
-            get wrong. The bootstrap too when `resampling` is given or runs are clustered.
+        method: unless said otherwise the bootstrap of whole runs from 100 runs on, which assumes least; the profile
+            likelihood below, and for clusters, where resampling wears thin; Laplace beyond 8,192 runs, where it has
+            nothing left to get wrong. The bootstrap whenever `resampling` is given.
         resampling: of the bootstrap.
         resamples: of the bootstrap.
         seed: of the draws.
@@ -116,10 +116,11 @@ def intervals(
     """
     if method is None:
         rows = len(fit.residuals)
-        if resampling is not None or (clusters is not None and rows <= LARGE):
+        method = Method.LAPLACE if rows > LARGE else Method.BOOTSTRAP if rows >= MANY else Method.PROFILE
+        if clusters is not None and rows <= LARGE:
+            method = Method.PROFILE
+        if resampling is not None:
             method = Method.BOOTSTRAP
-        else:
-            method = Method.LAPLACE if rows > LARGE else Method.BOOTSTRAP if rows >= MANY else Method.PROFILE
     names = fit.law.names if quantities is None else quantities
     wanted = tuple(parameter(fit.law, each) if isinstance(each, str) else each for each in names)
     noise = replicates.lack_of_fit(fit) if replicates else None

@@ -40,7 +40,9 @@ class End(Enum):
     BOUND = "bound"
     """The bound of the parameter's range was reached first: the interval is open."""
     SEARCHED = "searched"
-    """The limit of the search was reached first, or nothing beyond could be fitted: the interval is open."""
+    """The limit of the search was reached first: the interval is open."""
+    LOST = "lost"
+    """Nothing further could be fitted, which happens far from a poor optimum: the interval is open."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Profile:
         bounded = not self.quantity.positive  # a positive quantity is bounded far beyond anything a reader cares for
         lowest = f"its bound {low}" if self.below is End.BOUND and bounded else f"below {low}"
         highest = f"its bound {high}" if self.above is End.BOUND and bounded else f"above {high}"
+        if End.LOST in (self.below, self.above):
+            return f"any {name} from {low} to {high} fits as well, and the search was lost beyond"
         if self.open_low and self.open_high:
             return f"any {name} from {lowest} to {highest} fits as well"
         if self.open_low:
@@ -272,8 +276,6 @@ class _Side:
         """A solved point, or one that has no solution."""
         if not np.isfinite(point.increase):
             self._set_back(point.value)
-            if self.outside is None:
-                self.limit = point.value
             return
         root, last = self.root(point), self.inside
         if abs(root - 1) <= _REFINED:
@@ -307,7 +309,7 @@ class _Side:
         self.setbacks += 1
         self.step = abs(value - self.inside.value) / 4
         if self.setbacks > 6:
-            self.end = End.CROSSED if self.outside else End.SEARCHED
+            self.end = End.CROSSED if self.outside else End.LOST
 
 
 def _sides(problem: Held, covariance: Covariance, root: float) -> list[_Side]:

@@ -28,7 +28,11 @@ class Resampling(Enum):
     RESIDUAL = "residual"
     """Residuals, put back on the fitted losses: keeps the design, right for few designed runs of equal noise."""
     WILD = "wild"
-    """Own residuals times a random factor, one a run or cluster: keeps the design, and noise that differs by run."""
+    """Own residuals times a random factor, one a run or cluster: keeps the design, and noise that differs by run.
+
+    Made for least squares: with a delta far below the residuals, usual from 100 runs on, intervals are too narrow (87
+    to 96 % held the truth in 150 simulated tables of 240 runs, nominal 95 %). Draw PAIRS there.
+    """
 
 
 class Multiplier(Enum):
@@ -218,8 +222,7 @@ def bootstrap(
 
     Args:
         fit: the fit to the whole table.
-        resampling: what is drawn; unless said otherwise PAIRS from 100 runs (30 clusters) on, and below RESIDUAL for
-            runs, WILD for clusters.
+        resampling: what is drawn; unless said otherwise PAIRS from 100 runs on and for clusters, RESIDUAL below.
         resamples: number of tables drawn; memory does not grow with it beyond the samples themselves.
         seed: of the draws; the same seed gives the same intervals to the last bit.
         level: probability the intervals claim.
@@ -241,10 +244,8 @@ def bootstrap(
     rows, size = len(fit.residuals), len(fit.parameters)
     groups = None if clusters is None else grouped(clusters, rows)
     units = rows if groups is None else groups[1]
-    if resampling is None and groups is None:
-        resampling = Resampling.PAIRS if rows >= MANY else Resampling.RESIDUAL
-    elif resampling is None:
-        resampling = Resampling.PAIRS if units >= 30 else Resampling.WILD
+    if resampling is None:
+        resampling = Resampling.PAIRS if rows >= MANY or groups is not None else Resampling.RESIDUAL
     if resampling is Resampling.RESIDUAL and groups is not None:
         raise ValueError("residuals of clustered runs cannot be exchanged; use Resampling.PAIRS or Resampling.WILD")
     draw = _drawer(fit, resampling, groups, multiplier, np.random.default_rng(seed))
@@ -274,12 +275,12 @@ def bootstrap(
         Resampling.RESIDUAL: "residuals",
         Resampling.WILD: "signs of residuals" if groups is None else f"signs of the residuals of {units} clusters",
     }
-    freedom = units - 1 if groups is not None else rows - size
+    freedom = rows - size if groups is None else units - 1
     return Bootstrap(
         fit=fit,
         samples=solver.decode(fit.law, theta[good]),
         resampled=what[resampling],
-        spread=1.0 if resampling is Resampling.PAIRS and groups is None else small_sample(freedom, level=level),
+        spread=1.0 if resampling is Resampling.PAIRS else small_sample(freedom, level=level),
         failed=int((~good).sum()),
         level=level,
     )

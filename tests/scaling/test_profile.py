@@ -191,13 +191,19 @@ def test_results_display_themselves_and_are_plain_types():
     assert json.loads(json.dumps(verdicts.to_dict()))["verdicts"]["alpha"]["standing"] == "identified"
 
 
-def test_large_and_exact_tables():
-    """Many rows are profiled on some of them; a table without noise leaves nothing open."""
-    many = isoflop_table(held_out=False, sizes=2100)
-    alpha = profile(fit(runs.Table(many), "chinchilla", objective=SQUARES), "alpha")
-    assert TRUTH["alpha"] in alpha.estimate
-    assert not alpha.open_low
-    assert len(alpha.fit.residuals) == 2**13
+def test_large_tables_are_profiled_on_some_of_their_runs(monkeypatch):
+    monkeypatch.setattr("scaling.profile.LARGE", 120)
+    found = fit(runs.Table(isoflop_table(held_out=False, sizes=60)), "chinchilla", objective=SQUARES)
+    some = profile(found, "alpha", clusters=np.arange(240))
+    assert len(some.fit.residuals) == 120
+    assert not some.improved
+    assert TRUTH["alpha"] in some.estimate
+    monkeypatch.undo()
+    every = profile(found, "alpha")
+    assert 1.1 < np.ptp(some.interval) / np.ptp(every.interval) < 1.8  # the square root of two
+
+
+def test_a_table_without_noise_leaves_nothing_open():
     for each in profiles(small_fit(noise=0.0)):
         assert each.below is End.CROSSED
         assert each.interval == pytest.approx((TRUTH[each.quantity.name],) * 2, rel=1e-3)

@@ -283,8 +283,10 @@ def test_the_default_is_a_profile_for_few_runs_and_pairs_for_many():
     assert few.estimates.keys() == TRUTH.keys()
     for each in few.estimates.values():
         assert each.low < each.value < each.high
-    clustered = intervals(small_fit(), clusters=np.repeat(np.arange(8), 3), resamples=50)
-    assert "8 clusters" in clustered.method
+    labels = np.repeat(np.arange(8), 3)
+    clustered = intervals(small_fit(), clusters=labels)
+    assert clustered.method.startswith("profile likelihood")
+    assert "8 whole clusters" in bootstrap(small_fit(), clusters=labels, resamples=20).method
     for shown in (few, many, clustered):
         assert "alpha" in str(shown)
         assert "<table" in shown._repr_html_()
