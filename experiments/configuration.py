@@ -11,18 +11,32 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+ADDED = types.MappingProxyType({"added": True})
+"""Metadata of a field that came later than runs whose identity must stay: at its default it is no part of that."""
 
-def to_json(value: Any) -> Any:
-    """A configuration as plain JSON values, every field written out."""
+
+def to_json(value: Any, *, identity: bool = False) -> Any:
+    """A configuration as plain JSON values.
+
+    Args:
+        value: dataclasses, enums, paths, tuples and plain values.
+        identity: leave out what identities leave out, fields with metadata `ADDED` that hold their default; else
+            every field is written.
+    """
     if dataclasses.is_dataclass(value):
-        stored = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = [
+            field
+            for field in dataclasses.fields(value)
+            if not (identity and field.metadata.get("added") and getattr(value, field.name) == field.default)
+        ]
+        stored = {field.name: to_json(getattr(value, field.name), identity=identity) for field in fields}
         return {"kind": type(value).__name__} | stored
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
+        return [to_json(item, identity=identity) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a configuration holds {value!r} of type {type(value).__name__}, which JSON cannot")

@@ -6,55 +6,78 @@ from functools import partial
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int32
 
 from experiments.data.batches import HeldOut
 from experiments.data.prepared import Prepared
-from experiments.objectives import Causal
+from experiments.objectives import Objective, row_keys
 from experiments.runs import Run
 from models.execution import Execution
-from models.transformer import Decoder
+from models.transformer import Model
+
+SEED = 0  # of what is random in held-out examples: one for all runs, so that all answer the same questions
 
 
 @partial(jax.jit, static_argnames="objective")
 def row_losses(
-    model: Decoder, rows: Int[Array, "batch length+1"], *, objective: Causal
+    model: Model, rows: Int[Array, "batch length+1"], numbers: Int32[Array, " batch"], *, objective: Objective
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """For each row the sum of its losses in nats, and the number of its predicted tokens."""
-    losses, weights = objective.losses(model, rows, None)
+    """For each row the sum of its losses in nats, and the number of its predictions.
+
+    Args:
+        model: what is evaluated.
+        rows: held-out rows.
+        numbers: which of all held-out rows they are.
+        objective: what is asked.
+    """
+    losses, weights = objective.losses(model, rows, row_keys(jax.random.key(SEED), numbers), dropout=None)
     return losses.sum(axis=1), weights.sum(axis=1)
 
 
 def evaluate(
-    model: Decoder, run: Run, prepared: Prepared, mesh: Mesh, execution: Execution, *, batch: int | None = None
+    model: Model, run: Run, prepared: Prepared, mesh: Mesh, execution: Execution, *, batch: int | None = None
 ) -> dict[str, float]:
     """Loss on the held-out rows, the same ones in the same order for every run.
 
     Returns:
-        loss: nats per predicted token; loss_se: its standard error, from the spread between rows (tokens of one row are
-        not independent); bits_per_byte: the same cross-entropy per byte of the text, which no tokenizer changes.
+        loss: nats per prediction; loss_se: its standard error, from the spread between rows (tokens of one row are not
+        independent); bits_per_byte: the same cross-entropy per byte of the text, which no tokenizer changes, where the
+        loss is the likelihood of all of the text.
+
+    Where the rows of a batch are compared with each other, batches are those of training, and rows that do not fill
+    one are left out.
+
+    Raises:
+        ValueError: if they are all of the held-out rows.
     """
+    together = run.objective.couples_rows
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch = batch or math.ceil(max(run.batch, 16) / shards) * shards
+    batch = run.batch if together else batch or math.ceil(max(run.batch, 16) / shards) * shards
     held_out = HeldOut(prepared.held_out, batch=batch, limit=run.evaluation_rows)
     sharding = NamedSharding(mesh, execution.rules.spec("batch", None))
     whole = NamedSharding(mesh, PartitionSpec())
+    vector = NamedSharding(mesh, execution.rules.spec("batch"))
     sums, counts, octets = [], [], 0
     bytes_per_token = prepared.tokenizer.bytes_per_token
-    for rows, real in held_out:
+    for (rows, real), numbers in zip(held_out, held_out.numbers(), strict=True):
+        if together and not real.all():
+            continue
         spread = jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
-        loss, count = jax.device_get(jax.device_put(row_losses(model, spread, objective=run.objective), whole))
+        which = jax.make_array_from_callback(numbers.shape, vector, lambda index, numbers=numbers: numbers[index])
+        loss, count = jax.device_get(jax.device_put(row_losses(model, spread, which, objective=run.objective), whole))
         sums.append(loss[real > 0].astype(np.float64))
         counts.append(count[real > 0].astype(np.float64))
-        targets = rows[real > 0, 1:]
-        octets += int(bytes_per_token[targets][targets != run.objective.bos].sum())
+        octets += int(bytes_per_token[rows[real > 0, 1:]].sum())  # specials stand for no bytes
+    if not sums:
+        raise ValueError(
+            f"{held_out.n_rows} held-out rows do not fill a batch of {batch}; give more, or a smaller batch"
+        )
     sums, counts = np.concatenate(sums), np.concatenate(counts)
     loss = sums.sum() / counts.sum()
     # Standard error of a ratio of means (Cochran 1977, equation 6.13), rows as the units.
     residual = sums - loss * counts
     error = math.sqrt((residual**2).sum() / max(len(sums) - 1, 1) / len(sums)) / counts.mean()
-    return {
-        "loss": float(loss),
-        "loss_se": float(error),
-        "bits_per_byte": float(sums.sum() / math.log(2) / max(octets, 1)),
-    }
+    result = {"loss": float(loss), "loss_se": float(error)}
+    if run.objective.likelihood:
+        result["bits_per_byte"] = float(sums.sum() / math.log(2) / max(octets, 1))
+    return result

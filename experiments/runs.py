@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.configuration import from_json, to_json
 from experiments.data.prepare import DataConfig
-from experiments.objectives import Causal
+from experiments.objectives import AnyObjective, Causal, Sides
 from experiments.optimizer import AdamW, Schedule
 from models.config import Architecture
 from models.cost import Cost
@@ -42,7 +42,7 @@ class Run:
     schedule: Schedule
     batch: int
     steps: int
-    objective: Causal = Causal()
+    objective: AnyObjective = Causal()
     optimizer: AdamW = AdamW()
     precision: Precision = Precision.FLOAT32
     seed: int = 0
@@ -52,24 +52,34 @@ class Run:
         for name in ("batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run: {name} is {getattr(self, name)} and must be at least 1")
-        if self.data.length > self.architecture.length:
+        if (longest := max(self.objective.lengths(self.data.length))) > self.architecture.length:
             raise ValueError(
-                f"run: rows of {self.data.length} tokens are longer than the architecture's {self.architecture.length}"
+                f"run: rows of {longest} tokens are longer than the architecture's {self.architecture.length}"
+            )
+        if (sides := Sides.of(self.architecture)) not in self.objective.sides:
+            wanted = " or ".join(side.value for side in self.objective.sides)
+            raise ValueError(
+                f"run: {self.objective.label} asks {wanted}, and {self.architecture.family} is {sides.value}"
+            )
+        if self.objective.vocab > self.architecture.vocab:
+            raise ValueError(
+                f"run: {self.objective.label} uses {self.objective.vocab} token ids and the architecture has "
+                f"{self.architecture.vocab}"
             )
 
     @property
     def identity(self) -> str:
         """12 hexadecimal digits of a hash of everything that defines the result."""
         # Read back first: 1 and 1.0 are one setting.
-        stored = to_json(from_json(Run, to_json(self)))
+        stored = to_json(from_json(Run, to_json(self)), identity=True)
         # Where text and tokenizer lie does not matter: the fingerprint of the rows stands for what they held.
         del stored["data"]["source"], stored["data"]["tokenizer"]["path"]
         return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens per step."""
-        return self.batch * self.data.length
+        """Tokens that the model reads in a step; an encoder-decoder's inputs and targets both count."""
+        return self.batch * sum(self.objective.lengths(self.data.length))
 
     @property
     def tokens(self) -> int:
@@ -79,7 +89,8 @@ class Run:
     @property
     def cost(self) -> Cost:
         """Parameters, and FLOPs per token."""
-        return self.architecture.cost(self.data.length)
+        *inputs, length = self.objective.lengths(self.data.length)
+        return self.architecture.cost(length, *inputs)
 
     def columns(self) -> dict[str, Any]:
         """What is known of a run before it is trained, in the columns of the table of runs."""
@@ -87,6 +98,8 @@ class Run:
         return {
             "run": self.identity,
             "architecture": self.architecture.family,
+            # A loss over the rows of a batch compares only with those of equal batches.
+            "objective": self.objective.label + (f"-of-{self.batch}" if self.objective.couples_rows else ""),
             "params": cost.params,
             "params_nonembedding": cost.params_nonembedding,
             "params_active": cost.params_active,

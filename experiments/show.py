@@ -80,9 +80,10 @@ def dry_run_table(runs: Sequence[Run], *, workers: int) -> Table:
 def result_lines(run: Run, folder: RunFolder) -> list[str]:
     """The result of a finished run, a line a fact."""
     row = run.columns() | (folder.result() or {})
+    per_byte = [f"bits per byte   {row['bits_per_byte']:.4f}"] if "bits_per_byte" in row else []
     return [
-        f"held-out loss   {row['loss']:.4f} ± {row['loss_se']:.4f} nats per token",
-        f"bits per byte   {row['bits_per_byte']:.4f}",
+        f"held-out loss   {row['loss']:.4f} ± {row['loss_se']:.4f} nats per prediction ({row['objective']})",
+        *per_byte,
         f"params          {row['params']:,} ({row['params_nonembedding']:,} non-embedding)",
         f"tokens          {row['tokens']:,} ({row['unique_tokens']:,} unique)",
         f"FLOPs           {row['flops']:.3e}",

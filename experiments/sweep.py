@@ -55,7 +55,7 @@ def at_budget(template: Run, architecture: Architecture, budget: float, rule: Ra
     Raises:
         ValueError: if the budget is too small for the model.
     """
-    flops_per_step = architecture.cost(template.data.length).flops_per_token * template.batch_tokens
+    flops_per_step = replace(template, architecture=architecture).cost.flops_per_token * template.batch_tokens
     steps = round(budget / flops_per_step)
     if steps < FEWEST_STEPS:
         raise ValueError(

@@ -31,7 +31,7 @@ from experiments.data.batches import Batches, Prefetch
 from experiments.data.prepared import Prepared
 from experiments.evaluation import evaluate
 from experiments.metrics import MetricsLog, window_of
-from experiments.objectives import Causal
+from experiments.objectives import Objective, Prefixed, row_keys
 from experiments.optimizer import AdamW
 from experiments.runs import Run, RunFailed, RunFolder
 from models.attention import fits_library
@@ -83,6 +83,7 @@ class Placement:
         platform = mesh.devices.flat[0].platform
         fits = run.precision is Precision.BFLOAT16 and all(map(fits_library, run.architecture.attentions))
         fits = fits and not any(stack.relative for stack in run.architecture.stacks)
+        fits = fits and not isinstance(run.objective, Prefixed)
         fused = platform in ("gpu", "cuda") and fits
         return Execution(
             rules=rules_for(run.architecture, mesh),
@@ -112,7 +113,7 @@ class State:
 class Recipe:
     """What a compiled step depends on besides its arguments."""
 
-    objective: Causal
+    objective: Objective
     optimizer: AdamW
 
 
@@ -122,25 +123,32 @@ def initial_state(key: Key[Array, ""], *, run: Run, execution: Execution) -> Sta
     return State(jnp.zeros((), jnp.int32), model, run.optimizer.transform().init(model))
 
 
-def loss_and_gradient(
-    model: Model, rows: Int[Array, "parts batch length+1"], objective: Causal, key: Key[Array, ""]
-) -> tuple[Float[Array, ""], Model]:
-    """Mean loss over all predicted tokens of all parts, and its gradient; equal to that of one big batch."""
+ROWS = 2**31 - 1  # what is folded into a step's key for its rows; numbers of parts are folded in for dropout
 
-    def total(model, part, key):
-        losses, weights = objective.losses(model, part, key)
+
+def loss_and_gradient(
+    model: Model, rows: Int[Array, "parts batch length+1"], objective: Objective, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], Model]:
+    """Mean loss over all predictions of all parts, and its gradient; equal to that of one big batch.
+
+    A row's example is drawn from its place in the whole batch, which parts and meshes do not change; dropout is drawn
+    for each part.
+    """
+    keys = row_keys(jax.random.fold_in(key, ROWS), jnp.arange(rows.shape[0] * rows.shape[1])).reshape(rows.shape[:2])
+
+    def total(model, index, rows, keys):
+        losses, weights = objective.losses(model, rows, keys, dropout=jax.random.fold_in(key, index))
         return losses.sum(), weights.sum()
 
     def add(sums, part):
-        index, rows = part
-        (loss, count), gradient = jax.value_and_grad(total, has_aux=True)(model, rows, jax.random.fold_in(key, index))
+        (loss, count), gradient = jax.value_and_grad(total, has_aux=True)(model, *part)
         return jax.tree.map(jnp.add, sums, (loss, count, gradient)), None
 
     if rows.shape[0] == 1:
-        (loss, count), gradient = jax.value_and_grad(total, has_aux=True)(model, rows[0], jax.random.fold_in(key, 0))
+        (loss, count), gradient = jax.value_and_grad(total, has_aux=True)(model, 0, rows[0], keys[0])
     else:
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, model))
-        (loss, count, gradient), _ = jax.lax.scan(add, zeros, (jnp.arange(rows.shape[0]), rows))
+        (loss, count, gradient), _ = jax.lax.scan(add, zeros, (jnp.arange(rows.shape[0]), rows, keys))
     count = jnp.maximum(count, 1.0)
     return loss / count, jax.tree.map(lambda leaf: leaf / count, gradient)
 
@@ -223,6 +231,8 @@ def train(
     # Where: mesh and layout.
     mesh = MeshShape.parse(placement.mesh).build(devices)
     check_batch(run.batch, placement.accumulate, mesh)
+    if run.objective.couples_rows and placement.accumulate > 1:
+        raise ValueError(f"a {run.objective.label} loss is of a whole batch, which cannot be computed in parts")
     with jax.set_mesh(mesh), Checkpoints(folder.checkpoints, keep=placement.checkpoints) as checkpoints:
         execution = placement.execution(run, mesh)
         recipe = Recipe(run.objective, run.optimizer)
@@ -272,7 +282,7 @@ def train(
         if not math.isfinite(result["loss"]):
             raise RunFailed(f"held-out loss is {result['loss']} after step {run.steps}")
         checkpoints.wait()
-        result["unique_tokens"] = min(run.tokens, len(prepared.train) * run.data.length)
+        result["unique_tokens"] = min(run.tokens, len(prepared.train) * run.batch_tokens // run.batch)
         if is_lead():
             folder.finish(result)
         return result

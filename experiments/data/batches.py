@@ -152,16 +152,20 @@ class HeldOut:
     def __len__(self) -> int:
         return -(-self.n_rows // self.batch)
 
-    def __iter__(
-        self,
-    ) -> Iterator[tuple[Int32[np.ndarray, "batch_local length_plus_1"], Float32[np.ndarray, " batch_local"]]]:
+    def numbers(self) -> Iterator[Int32[np.ndarray, " batch_local"]]:
+        """Which of all held-out rows each batch holds; -1 for filling."""
         local = self.batch // self.process_count
         for number in range(len(self)):
             first = number * self.batch + self.process_index * local
             index = np.arange(first, first + local, dtype=np.int64)
-            real = index < self.n_rows
-            rows = self.rows.take(np.where(real, index * len(self.rows) // self.n_rows, 0))
-            yield np.where(real[:, None], rows, 0), real.astype(np.float32)
+            yield np.where(index < self.n_rows, index * len(self.rows) // self.n_rows, -1).astype(np.int32)
+
+    def __iter__(
+        self,
+    ) -> Iterator[tuple[Int32[np.ndarray, "batch_local length_plus_1"], Float32[np.ndarray, " batch_local"]]]:
+        for numbers in self.numbers():
+            real = numbers >= 0
+            yield np.where(real[:, None], self.rows.take(np.maximum(numbers, 0)), 0), real.astype(np.float32)
 
 
 class Prefetch(Generic[Request, Result]):

@@ -218,11 +218,13 @@ def _dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
 def _tokenizer(config: DataConfig, progress: Progress) -> Tokenizer:
     kind = config.tokenizer.kind
     if kind is tokenizers.Kind.BYTES:
-        return tokenizers.ByteTokenizer()
-    if kind is tokenizers.Kind.FILE:
-        return tokenizers.load(config.tokenizer.path)
-    progress("training the tokenizer", 0.0)
-    return tokenizers.train(_sample(config), kind=kind, vocab=config.tokenizer.vocab)
+        tokenizer = tokenizers.ByteTokenizer()
+    elif kind is tokenizers.Kind.FILE:
+        tokenizer = tokenizers.load(config.tokenizer.path)
+    else:
+        progress("training the tokenizer", 0.0)
+        tokenizer = tokenizers.train(_sample(config), kind=kind, vocab=config.tokenizer.vocab)
+    return tokenizer.reserve(config.tokenizer.extra) if config.tokenizer.extra else tokenizer
 
 
 def _sample(config: DataConfig) -> list[str]:

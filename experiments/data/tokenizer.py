@@ -16,22 +16,27 @@ import functools
 import hashlib
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
+from experiments.configuration import ADDED
+
 _BYTES = 256
 _SPECIALS = 4  # pad, bos, eos, unk
+_RESERVED = "<reserved_"  # how reserved ids are called in a SentencePiece model, a number and ">" behind it
 _SPACE = "\u2581"  # how SentencePiece writes a space inside pieces
 # Models of other makers often normalise, or add a space in front: bytes that the text does not have. Protocol buffers
 # merge when concatenated, so this ModelProto with `normalizer_spec {precompiled_charsmap: "" add_dummy_prefix: false
 # remove_extra_whitespaces: false}` overrules what a model says (field numbers of sentencepiece_model.proto).
 _NO_NORMALISATION = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
+_CONTROL = b"\x18\x03"  # `type: CONTROL` of a piece of the same file's ModelProto
 _BOUNDARY = "\t"  # the trainer never learns a piece across a tab
 _PART = 1 << 16  # characters encoded at once: BPE is slower than linear in the length of its input
 
@@ -69,6 +74,9 @@ class TokenizerConfig:
     sample_bytes: int = 4_000_000
     """Bytes of training documents to train on; if there are more, a seeded sample is taken."""
 
+    extra: int = field(default=0, metadata=ADDED)
+    """Ids reserved behind the vocabulary for objectives: a mask, sentinels. They stand for no text."""
+
     def __post_init__(self) -> None:
         least = _BYTES + _SPECIALS + 20
         if self.trained and self.vocab < least:
@@ -77,6 +85,8 @@ class TokenizerConfig:
             )
         if self.trained and self.sample_bytes < 1:
             raise ValueError(f"sample_bytes must be positive, not {self.sample_bytes}")
+        if self.extra < 0:
+            raise ValueError(f"extra must be 0 reserved ids or more, not {self.extra}")
         if (self.kind is Kind.FILE) != bool(self.path):
             raise ValueError("a tokenizer's path and its kind 'file' go together: give both or neither")
 
@@ -87,13 +97,14 @@ class TokenizerConfig:
 
     def identity(self) -> dict[str, Any]:
         """What decides the tokens, apart from the documents: settings and library version, or the model's hash."""
+        reserved = {"extra": self.extra} if self.extra else {}
         if self.kind is Kind.BYTES:
-            return {"kind": self.kind.value}
+            return {"kind": self.kind.value} | reserved
         if self.kind is Kind.FILE:
-            return {"kind": self.kind.value, "sha256": load(self.path).sha256}
+            return {"kind": self.kind.value, "sha256": load(self.path).sha256} | reserved
         import sentencepiece
 
-        return {
+        return reserved | {
             "kind": self.kind.value,
             "vocab": self.vocab,
             "sample_bytes": self.sample_bytes,
@@ -107,11 +118,14 @@ class Tokenizer(abc.ABC):
     Attributes:
         pieces: the bytes each token stands for; empty for specials.
         model: what `save` writes; it defines the tokenizer.
+        extra: how many ids at the end of the vocabulary are reserved: they stand for no text, and none is encoded to
+            them.
         pad, bos, eos, unk: ids of the specials. `unk` is never produced where bytes are available.
     """
 
     pieces: tuple[bytes, ...]
     model: bytes
+    extra: int
     pad: int
     bos: int
     eos: int
@@ -120,6 +134,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without BOS and EOS; uses every core."""
+
+    @abc.abstractmethod
+    def reserve(self, extra: int) -> Tokenizer:
+        """The same tokenizer with so many more reserved ids at the end of its vocabulary."""
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """Token ids of one text, without BOS and EOS."""
@@ -131,7 +149,7 @@ class Tokenizer(abc.ABC):
 
     @property
     def vocab(self) -> int:
-        """Number of tokens, specials included."""
+        """Number of tokens, specials and reserved ids included."""
         return len(self.pieces)
 
     @functools.cached_property
@@ -150,13 +168,22 @@ class Tokenizer(abc.ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """UTF-8 bytes: token `4 + b` is byte `b`."""
+    """UTF-8 bytes: token `4 + b` is byte `b`.
+
+    Args:
+        extra: ids reserved behind the bytes.
+    """
 
     pad, bos, eos, unk = range(_SPECIALS)
-    model = b"bytes\n"
 
-    def __init__(self) -> None:
-        self.pieces = (b"",) * _SPECIALS + tuple(bytes([byte]) for byte in range(_BYTES))
+    def __init__(self, extra: int = 0) -> None:
+        self.extra = extra
+        self.model = b"bytes %d\n" % extra if extra else b"bytes\n"
+        self.pieces = (b"",) * _SPECIALS + tuple(bytes([byte]) for byte in range(_BYTES)) + (b"",) * extra
+
+    def reserve(self, extra: int) -> ByteTokenizer:
+        """Bytes with so many more reserved ids."""
+        return ByteTokenizer(self.extra + extra)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
@@ -187,8 +214,18 @@ class SentencePieceTokenizer(Tokenizer):
         pad = self._processor.pad_id()
         self.pad = pad if pad >= 0 else self.eos
         self.pieces = tuple(self._piece(token) for token in range(self._processor.get_piece_size()))
+        self.extra = 0
+        while self._processor.id_to_piece(self.vocab - 1 - self.extra).startswith(_RESERVED):
+            self.extra += 1
         # A space and this character are one to SentencePiece; spelled in bytes it stays itself.
         self._space = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+
+    def reserve(self, extra: int) -> SentencePieceTokenizer:
+        """The model with so many more control pieces at its end."""
+        names = (f"{_RESERVED}{self.extra + number}>".encode() for number in range(extra))
+        # Messages of up to 127 bytes, their lengths one byte each, appended to the model's repeated field `pieces`.
+        pieces = (b"\x0a" + bytes([len(name)]) + name + _CONTROL for name in names)
+        return SentencePieceTokenizer(self.model + b"".join(b"\x0a" + bytes([len(piece)]) + piece for piece in pieces))
 
     def _piece(self, token: int) -> bytes:
         processor = self._processor
@@ -300,8 +337,8 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer model {path}")
     model = path.read_bytes()
-    if model == ByteTokenizer.model:
-        return ByteTokenizer()
+    if found := re.fullmatch(rb"bytes(?: (\d+))?\n", model):
+        return ByteTokenizer(int(found[1] or 0))
     try:
         return SentencePieceTokenizer(model)
     except ValueError as error:

@@ -146,7 +146,7 @@ def edited(value, path, new):
         ("data.source.kind", "Textfiles", "run.data.source: kind 'Textfiles' is not one of Embedded, TextFiles, Tfds"),
         ("data.source.paths", "a.txt", "run.data.source.paths: want a list, not 'a.txt'"),
         ("architecture.decoder.pattern.0.mixer.heads", "2", "run.architecture.decoder.pattern.0.mixer.heads: want int"),
-        ("objective.kind", "Prefix", "run.objective: want the settings of Causal, not of 'Prefix'"),
+        ("objective.kind", "Prefix", "run.objective: kind 'Prefix' is not one of Causal, Masked"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_where(path, new, message):

@@ -145,3 +145,28 @@ def test_bad_settings_are_one_clear_line(tmp_path):
     assert "\n" not in str(info.value)
     with pytest.raises(ValueError, match="no text to train"):
         tokenizers.train([], kind=Kind.BPE, vocab=1024)
+
+
+@pytest.mark.parametrize("extra", [1, 5, 300])
+def test_reserved_ids_stand_for_nothing_and_change_nothing_else(tokenizer, tmp_path, extra):
+    larger = tokenizer.reserve(extra)
+    assert (larger.vocab, larger.extra, tokenizer.extra) == (tokenizer.vocab + extra, extra, 0)
+    assert larger.pieces == tokenizer.pieces + (b"",) * extra
+    for name in ("pad", "bos", "eos", "unk"):
+        assert getattr(larger, name) == getattr(tokenizer, name)
+    for text in (*HARD[:-3], CORPUS[0][:2000], "<reserved_0> bytes 5"):
+        assert larger.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert larger.decode([tokenizer.vocab, *tokenizer.encode("a b"), larger.vocab - 1]) == "a b"
+    larger.save(tmp_path / "t.model")
+    loaded = tokenizers.load(tmp_path / "t.model")
+    assert (loaded.extra, loaded.pieces, loaded.sha256) == (extra, larger.pieces, larger.sha256)
+    assert loaded.reserve(2).extra == extra + 2
+
+
+def test_reserved_ids_are_part_of_what_a_tokenizer_is_only_where_there_are_some():
+    """Rows that were prepared before there were any keep their fingerprints."""
+    assert TokenizerConfig(kind=Kind.BYTES).identity() == {"kind": "bytes"}
+    assert TokenizerConfig(kind=Kind.BYTES, extra=3).identity() == {"kind": "bytes", "extra": 3}
+    assert "extra" not in TokenizerConfig().identity()
+    with pytest.raises(ValueError, match="extra must be 0 reserved ids or more, not -1"):
+        TokenizerConfig(extra=-1)

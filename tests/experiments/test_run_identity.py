@@ -15,6 +15,7 @@ from experiments.configuration import from_json, to_json
 from experiments.data.prepare import DataConfig
 from experiments.data.sources import Embedded, TextFiles
 from experiments.data.tokenizer import Kind, TokenizerConfig
+from experiments.objectives import Masked, Vocabulary
 from experiments.optimizer import AdamW, Schedule
 from experiments.runs import Cell, Run, RunFolder, curves, table, write_csv
 from models import zoo
@@ -99,7 +100,8 @@ def test_every_setting_that_defines_the_result_changes_the_identity():
     del settings["data", "tokenizer", "path"]
     # An encoder, and attention to it, cannot be without each other: the other architecture stands for both.
     other = zoo.bert(width=16, depth=2, heads=2, vocab=260, length=16)
-    assert replace(RUN, architecture=other).identity != RUN.identity
+    masked = Masked(vocabulary=Vocabulary(size=260, extra=1))
+    assert replace(RUN, architecture=other, objective=masked).identity != RUN.identity
     del settings["architecture", "encoder"], settings["architecture", "decoder", "pattern", 0, "cross"]
     assert len(settings) > 45
     seen = {RUN.identity: ()}

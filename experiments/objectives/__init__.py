@@ -1,0 +1,52 @@
+"""Objectives: rows to a sum of losses, and how many predictions it is over. `example` says what an objective is."""
+
+from experiments.objectives.causal import Causal
+from experiments.objectives.classification import Classification
+from experiments.objectives.contrastive import Comparison, Contrastive
+from experiments.objectives.cross_entropy import cross_entropy
+from experiments.objectives.denoising import Deletion, Denoising, Infilling, Permutation, Rotation
+from experiments.objectives.example import Example, Objective, PairExample, Sides, row_keys
+from experiments.objectives.masked import Masked
+from experiments.objectives.prefixed import Prefixed
+from experiments.objectives.sequence import SequenceToSequence
+from experiments.objectives.spans import Mixture, SpanCorruption, ul2
+from experiments.objectives.vocabulary import Vocabulary
+
+AnyObjective = (
+    Causal
+    | Masked
+    | Prefixed
+    | SpanCorruption
+    | Mixture
+    | Denoising
+    | SequenceToSequence
+    | Classification
+    | Contrastive
+)
+"""The objectives that a run can name."""
+
+__all__ = [
+    "AnyObjective",
+    "Causal",
+    "Classification",
+    "Comparison",
+    "Contrastive",
+    "Deletion",
+    "Denoising",
+    "Example",
+    "Infilling",
+    "Masked",
+    "Mixture",
+    "Objective",
+    "PairExample",
+    "Permutation",
+    "Prefixed",
+    "Rotation",
+    "SequenceToSequence",
+    "Sides",
+    "SpanCorruption",
+    "Vocabulary",
+    "cross_entropy",
+    "row_keys",
+    "ul2",
+]

@@ -1,0 +1,133 @@
+"""Telling which of a batch's pairs belong together."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec, reshard
+from jaxtyping import Array, Float, Int, Key
+
+from experiments.objectives.example import Losses, Sides
+from experiments.objectives.vocabulary import Vocabulary
+
+
+class Comparison(Enum):
+    """How pairs are compared.
+
+    `softmax`: each side must pick its partner among the batch (InfoNCE; van den Oord et al. 2018, Radford et al. 2021).
+    `sigmoid`: each of the batch's pairs is true or false by itself (Zhai et al. 2023).
+    """
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive:
+    """Pairs of sequences, each told from all others of the global batch, on whatever devices those are.
+
+    A row is a pair, `inputs` columns for the left and the others for the right, each filled up with `pad`. The model is
+    two towers, `model(left, right, input_segments=, target_segments=, key=)`, and returns a vector for each side of
+    each pair, and a scale and a bias of their products. A loss depends on the size of the batch, which therefore is
+    part of the label in the table of runs, and held-out rows are told apart in batches of the same size.
+
+    Attributes:
+        vocabulary: what ids mean, on both sides.
+        inputs: columns of a row that hold the left side.
+        comparison: how pairs are compared.
+
+    Raises:
+        ValueError: if no column holds the left side.
+    """
+
+    sides: ClassVar[tuple[Sides, ...]] = (Sides.TOWERS,)
+    likelihood: ClassVar[bool] = False
+    couples_rows: ClassVar[bool] = True
+
+    vocabulary: Vocabulary
+    inputs: int
+    comparison: Comparison = Comparison.SOFTMAX
+
+    def __post_init__(self):
+        if self.inputs < 1:
+            raise ValueError(f"contrastive: {self.inputs} columns hold no left side")
+
+    @property
+    def label(self) -> str:
+        """The column `objective` of the table of runs."""
+        return f"contrastive-{self.comparison.value}"
+
+    @property
+    def vocab(self) -> int:
+        """The smallest vocabulary of a model that can be asked."""
+        return self.vocabulary.size
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        """Tokens of the left and of the right.
+
+        Raises:
+            ValueError: if the row has no column for the right.
+        """
+        if self.inputs > length:
+            raise ValueError(f"contrastive: rows of {length + 1} hold no right side behind {self.inputs} of left")
+        return self.inputs, length + 1 - self.inputs
+
+    def losses(
+        self,
+        model: nnx.Module,
+        rows: Int[Array, "batch length+1"],
+        keys: Key[Array, " batch"] | None = None,
+        *,
+        dropout: Key[Array, ""] | None,
+    ) -> Losses:
+        """Loss of each row in nats, in the batch it stands in; weights are 1."""
+        left, right = rows[:, : self.inputs], rows[:, self.inputs :]
+        segments = {
+            "input_segments": (left != self.vocabulary.pad).astype(jnp.int32),
+            "target_segments": (right != self.vocabulary.pad).astype(jnp.int32),
+        }
+        left, right, scale, bias = model(left, right, key=dropout, **segments)
+        if self.comparison is Comparison.SOFTMAX:
+            losses = softmax_losses(left, right, scale)
+        else:
+            losses = sigmoid_losses(left, right, scale, bias)
+        return losses[:, None], jnp.ones_like(losses)[:, None]
+
+
+def softmax_losses(
+    left: Float[Array, "batch embed"], right: Float[Array, "batch embed"], scale: Float[Array, ""]
+) -> Float[Array, " batch"]:
+    """Mean of the cross-entropies of picking each left's right and each right's left, in nats; 0 if all is certain."""
+    true = scale * (left.astype(jnp.float32) * right.astype(jnp.float32)).sum(axis=-1)
+    of_left = jax.nn.logsumexp(scale * _products(left, right), axis=-1)
+    of_right = jax.nn.logsumexp(scale * _products(right, left), axis=-1)
+    return (of_left + of_right) / 2 - true
+
+
+def sigmoid_losses(
+    left: Float[Array, "batch embed"],
+    right: Float[Array, "batch embed"],
+    scale: Float[Array, ""],
+    bias: Float[Array, ""],
+) -> Float[Array, " batch"]:
+    """Sum over all rights of the cross-entropy of telling whether each belongs to the left, in nats."""
+    logits = scale * _products(left, right) + bias
+    # -log(1 - p) of every pair, and for the true ones -log(p), which is less by the logit.
+    true = scale * (left.astype(jnp.float32) * right.astype(jnp.float32)).sum(axis=-1) + bias
+    return jax.nn.softplus(logits).sum(axis=-1) - true
+
+
+def _products(some: Float[Array, "batch embed"], others: Float[Array, "batch embed"]) -> Float[Array, "batch batch"]:
+    """Products of each vector with all others of the global batch, which every device gathers.
+
+    Rows stay where they are. In float32, whatever the vectors are in: the softmax is over many.
+    """
+    some, others = some.astype(jnp.float32), others.astype(jnp.float32)
+    sharding = jax.typeof(some).sharding
+    if sharding.mesh.empty:
+        return some @ others.T
+    everywhere = reshard(others, PartitionSpec(None, None))
+    return jnp.einsum("id,jd->ij", some, everywhere, out_sharding=PartitionSpec(sharding.spec[0], None))

@@ -1,0 +1,68 @@
+"""Cross-entropy of predicted tokens, and the two ways in which models are asked for it."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from experiments.objectives.example import Example, Losses, PairExample
+
+
+def cross_entropy(
+    model: nnx.Module,
+    hidden: Float[Array, "batch length embed"],
+    targets: Int[Array, "batch length"],
+    *,
+    smoothing: float = 0.0,
+) -> Float[Array, "batch length"]:
+    """Cross-entropy in nats, with no more than `Execution.logits_chunk` positions' logits in memory at a time.
+
+    Args:
+        model: has `logits` and `execution`.
+        hidden: what the model made of the tokens.
+        targets: the right answers.
+        smoothing: share of the target's probability that is spread evenly over the whole vocabulary (Szegedy et al.
+            2016).
+
+    Raises:
+        ValueError: if the chunk does not divide the length.
+    """
+    length, chunk = targets.shape[1], model.execution.logits_chunk
+
+    def losses(hidden, targets):
+        logits = model.logits(hidden)
+        # The target's logit by comparison, not by indexing: it works where the vocabulary is sharded.
+        vocab = jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
+        chosen = jnp.where(vocab == targets[..., None], logits, 0.0).sum(axis=-1)
+        if smoothing:
+            chosen = (1 - smoothing) * chosen + smoothing * logits.mean(axis=-1)
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    if chunk is None or chunk >= length:
+        return losses(hidden, targets)
+    if length % chunk:
+        raise ValueError(f"logits_chunk {chunk} does not divide the row length {length}")
+    # Checkpointed, so that the backward pass makes each chunk's logits again instead of keeping them.
+    again = jax.checkpoint(losses)
+    parts = [
+        again(hidden[:, start : start + chunk], targets[:, start : start + chunk]) for start in range(0, length, chunk)
+    ]
+    return jnp.concatenate(parts, axis=1)
+
+
+def token_losses(model: nnx.Module, example: Example, *, dropout: Key[Array, ""] | None) -> Losses:
+    """Losses and weights of each position of an encoder or decoder."""
+    # Only a model that is asked for it need know what a prefix is.
+    prefix = {} if example.prefix is None else {"prefix": example.prefix}
+    hidden = model(example.tokens, segments=example.segments, positions=example.positions, key=dropout, **prefix)
+    return cross_entropy(model, hidden, example.targets) * example.weights, example.weights
+
+
+def pair_losses(
+    model: nnx.Module, example: PairExample, *, dropout: Key[Array, ""] | None, smoothing: float = 0.0
+) -> Losses:
+    """Losses and weights of each target of an encoder-decoder."""
+    segments = {"input_segments": example.input_segments, "target_segments": example.segments}
+    hidden = model(example.inputs, example.tokens, key=dropout, **segments)
+    losses = cross_entropy(model, hidden, example.targets, smoothing=smoothing)
+    return losses * example.weights, example.weights

@@ -1,0 +1,96 @@
+"""Predicting tokens that were hidden."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Int, Key
+
+from experiments.objectives.cross_entropy import token_losses
+from experiments.objectives.example import Example, Losses, Sides, by_row, documents
+from experiments.objectives.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """Masked language modelling (Devlin et al. 2019) with other masks at every step (Liu et al. 2019).
+
+    Each ordinary token is chosen with probability `share` and is then to be predicted; what the model reads in its
+    place is the mask, a random ordinary token, or the token itself. Documents packed in a row do not see each other.
+
+    Attributes:
+        vocabulary: what ids mean.
+        share: of tokens to predict.
+        masked: share of those that read as the mask.
+        random: share of those that read as a random token; the rest stays as it is.
+
+    Raises:
+        ValueError: for shares that are none, or a vocabulary without a mask.
+    """
+
+    sides: ClassVar[tuple[Sides, ...]] = (Sides.ENCODER,)
+    likelihood: ClassVar[bool] = False
+    couples_rows: ClassVar[bool] = False
+
+    vocabulary: Vocabulary
+    share: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1:
+            raise ValueError(f"masked: share {self.share:g} of tokens to predict must be above 0 and at most 1")
+        if min(self.masked, self.random) < 0 or self.masked + self.random > 1:
+            raise ValueError(
+                f"masked: {self.masked:g} masked and {self.random:g} random of the predicted tokens are not shares of 1"
+            )
+        _ = self.vocabulary.mask
+
+    @property
+    def label(self) -> str:
+        """The column `objective` of the table of runs."""
+        usual = (self.masked, self.random) == (0.8, 0.1)
+        kinds = "" if usual else f"-{100 * self.masked:.3g}/{100 * self.random:.3g}"
+        return f"masked-{100 * self.share:.3g}%{kinds}"
+
+    @property
+    def vocab(self) -> int:
+        """The smallest vocabulary of a model that can be asked."""
+        return self.vocabulary.size
+
+    def lengths(self, length: int) -> tuple[int, ...]:
+        """Every token but the last is read, as by a causal model."""
+        return (length,)
+
+    def example(self, rows: Int[Array, "batch length+1"], keys: Key[Array, " batch"]) -> Example:
+        """What the model reads, and what was there."""
+        return by_row(self._row, rows[:, :-1], keys)
+
+    def _row(self, tokens: Int[Array, " length"], key: Key[Array, ""]) -> Example:
+        whether, how, what = jax.random.split(key, 3)
+        ids = self.vocabulary
+        chosen = ids.ordinary(tokens) & (jax.random.uniform(whether, tokens.shape) < self.share)
+        kind = jax.random.uniform(how, tokens.shape)
+        another = jax.random.randint(what, tokens.shape, ids.first, ids.end, tokens.dtype)
+        read = jnp.where(kind < self.masked, ids.mask, jnp.where(kind < self.masked + self.random, another, tokens))
+        segments, positions = documents(tokens, ids.bos)
+        return Example(
+            tokens=jnp.where(chosen, read, tokens),
+            targets=tokens,
+            weights=chosen.astype(jnp.float32),
+            segments=segments,
+            positions=positions,
+        )
+
+    def losses(
+        self,
+        model: nnx.Module,
+        rows: Int[Array, "batch length+1"],
+        keys: Key[Array, " batch"],
+        *,
+        dropout: Key[Array, ""] | None,
+    ) -> Losses:
+        """Cross-entropy of each chosen position in nats, zero elsewhere; and the weights, 1 or 0."""
+        return token_losses(model, self.example(rows, keys), dropout=dropout)
