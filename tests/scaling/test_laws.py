@@ -190,7 +190,7 @@ def test_exact_tables_give_the_parameters_back(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_noisy_tables_hold_the_truth_within_the_interval(name):
-    """99.9 % intervals at a thousandth of noise; of 36 laws with 136 parameters, none should miss."""
+    """99.9 % intervals at a thousandth of noise; of 37 laws with 162 parameters, none should miss."""
     found = fit(table_of(name, 0.001), name, objective=SQUARES)
     boot = bootstrap(found, resamples=300, level=0.999)
     missed = {each: boot.interval(each) for each, value in KNOWN[name][1].items() if value not in boot.interval(each)}
