@@ -15,38 +15,6 @@ from scaling.fitting import Kind, Objective, fit
 from scaling.laws import Law, coefficient, exponent, offset
 from scaling.uncertainty import Resampling, bootstrap
 
-KNOWN = {
-    "chinchilla": TRUTH,
-    "kaplan-n": {"N_c": 8.8e13, "alpha_N": 0.076},
-    "kaplan-d": {"D_c": 5.4e13, "alpha_D": 0.095},
-    "kaplan-c": {"C_c": 1.4e27, "alpha_C": 0.057},
-    "kaplan-nd": {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
-    **{f"power-{name}": {"A": 30.0, "alpha": 0.12} for name in ("params", "tokens", "flops")},
-    "floor-params": {"E": 1.7, "A": 90.0, "alpha": 0.3},
-    "floor-tokens": {"E": 1.7, "A": 300.0, "alpha": 0.3},
-    "floor-flops": {"E": 1.7, "A": 1200.0, "alpha": 0.22},
-}
-
-
-def table_of(name, noise, seed=0):
-    frame = isoflop_table(held_out=False, sizes=10)[["params", "tokens", "flops"]]
-    true = laws.get(name)(frame, KNOWN[name])
-    shocks = np.random.default_rng(seed).standard_normal(len(frame))
-    return frame.assign(loss=true * np.exp(noise * shocks))
-
-
-@pytest.mark.parametrize("name", sorted(KNOWN))
-def test_exact_tables_give_the_parameters_back_and_noisy_ones_within_the_interval(name):
-    exact = fit(table_of(name, 0.0), name)
-    for parameter, value in KNOWN[name].items():
-        assert exact.parameters[parameter] == pytest.approx(value, rel=1e-4)
-    noisy = fit(table_of(name, 0.004), name, objective=Objective(Kind.LEAST_SQUARES))
-    boot = bootstrap(noisy, resamples=200, level=0.999)
-    for parameter, value in KNOWN[name].items():
-        assert value in boot.interval(parameter), parameter
-    assert noisy.certificate.passed
-    assert noisy.sigma == pytest.approx(0.004, rel=0.4)
-
 
 def test_the_optimum_is_no_worse_than_an_independent_minimiser_finds():
     frame = runs.check(isoflop_table(held_out=False)).frame
