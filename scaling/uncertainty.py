@@ -24,7 +24,10 @@ class Resampling(Enum):
     """What the bootstrap draws."""
 
     PAIRS = "pairs"
-    """Whole runs, or whole clusters of runs, with replacement: assumes nothing of the residuals, needs many."""
+    """Whole runs, or whole clusters of runs, with replacement: assumes nothing of the residuals, needs many.
+
+    Of 20 clusters too wide: 98 to 100 % held the truth in 60 simulated tables, nominal 95 %, and 92 to 97 by profile.
+    """
     RESIDUAL = "residual"
     """Residuals, put back on the fitted losses: keeps the design, right for few designed runs of equal noise."""
     WILD = "wild"
