@@ -57,8 +57,8 @@ class NextRuns:
         chosen: the runs.
         budget: FLOPs they could cost together.
         candidates: number they were chosen from.
-        noise: standard deviation of a log loss that a further run carries into the fit; larger than that of the
-            residuals where the objective does not use them fully.
+        noise: standard deviation of the log loss that a further run is worth to the fit: above that of normal
+            residuals where the objective does not use them fully, below it where outliers are what is large.
         residual: standard deviation of the log residuals.
         edge: how many of the chosen have the fewest or most tokens per parameter offered.
     """
@@ -101,15 +101,14 @@ class NextRuns:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the prediction assumes."""
-        efficiency = (self.residual / self.noise) ** 2
         edge = (
             f"{self.edge} of the {len(self.chosen)} next runs have the fewest or most tokens per parameter offered, "
             "where the law tells most and the form of the law matters most.",
         )
         return (
             f"Next runs: chosen among {self.candidates} candidates of at most {self.budget:.3g} FLOPs together. Widths "
-            f"after are predictions that hold if the law does, for runs as noisy as the table's ({self.residual:.2%}; "
-            f"the objective uses {efficiency:.0%} of what they tell).",
+            "after are predictions that hold if the law does, for runs like the table's, each worth a log loss known "
+            f"to {self.noise:.2%} in this fit (its residuals: {self.residual:.2%}).",
             *(edge if self.edge else ()),
         )
 
