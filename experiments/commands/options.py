@@ -13,6 +13,8 @@ from experiments.data.prepare import DataConfig, prepare
 from experiments.data.prepared import Prepared
 from experiments.data.sources import AnySource, Documents, Embedded, TextFiles, Tfds
 from experiments.data.tokenizer import Kind, TokenizerConfig
+from experiments.objectives.example import Sides
+from experiments.objectives.named import USUAL, Name, TextObjective, named
 from models import ladder, zoo
 from models.config import Architecture
 from models.head import Tying
@@ -42,6 +44,8 @@ class TextOptions:
     """Vocabulary to train, 256 bytes included."""
     tokenizer_model: str = ""
     """An existing SentencePiece model, for --tokenizer file."""
+    extra: int = 0
+    """Ids reserved behind the vocabulary for a mask or sentinels; objectives other than causal and prefix need some."""
     length: int = 256
     """Tokens a row trains on."""
     held_out: float = 0.05
@@ -61,11 +65,22 @@ class TextOptions:
             raise ValueError("text comes from one place: give --text or --tfds, not both")
         return DataConfig(
             source=sources[0] if sources else Embedded(),
-            tokenizer=TokenizerConfig(kind=self.tokenizer, vocab=self.vocab, path=self.tokenizer_model),
+            tokenizer=TokenizerConfig(
+                kind=self.tokenizer, vocab=self.vocab, path=self.tokenizer_model, extra=self.extra
+            ),
             length=self.length,
             held_out=self.held_out,
             seed=self.data_seed,
         )
+
+
+def objective_for(name: Name | None, architecture: Architecture, prepared: Prepared) -> TextObjective:
+    """The objective of that name for prepared text; what an architecture is usually asked where there is none.
+
+    Raises:
+        ValueError: if too few ids are reserved for it.
+    """
+    return named(name or USUAL[Sides.of(architecture)], prepared.tokenizer)
 
 
 def prepare_with_progress(config: DataConfig, root: Path, console: Console) -> Prepared:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments.commands.options import FamilyOptions, TextOptions
+from experiments.commands.options import FamilyOptions, TextOptions, objective_for
+from experiments.objectives.named import Name
 from experiments.optimizer import AdamW, Schedule, Shape
 from experiments.sweep import RateRule
 from experiments.train import Placement
@@ -33,6 +34,8 @@ class Command:
     """Fewest and most tokens per parameter of a run, which sets the largest and the smallest size of a budget."""
     data: TextOptions = field(default_factory=TextOptions)
     model: FamilyOptions = field(default_factory=FamilyOptions)
+    objective: tyro.conf.EnumChoicesFromValues[Name] | None = None
+    """What is predicted; by default causal for a decoder, masked for an encoder, span-corruption for both."""
     rate: RateRule = field(default_factory=RateRule)
     """Peak learning rate by size and steps."""
     schedule: Schedule = field(default_factory=lambda: Schedule(shape=Shape.LINEAR, final=0.0))
@@ -95,7 +98,6 @@ class Command:
         Raises:
             ValueError: if a budget is too small for the smallest model, or the sizes do not fit between the bounds.
         """
-        from experiments.objectives import Causal
         from experiments.runs import Run
         from experiments.sweep import isoflop
         from models import ladder
@@ -112,14 +114,15 @@ class Command:
                 sizes[budget] = ladder.ladder(self.model.family, *bounds, self.sizes, **common)
             except ValueError as reason:
                 raise ValueError(f"budget {budget:.2g}, {least:g} to {most:g} tokens per parameter: {reason}") from None
+        architecture = next(iter(sizes.values()))[0]
         template = Run(
-            architecture=next(iter(sizes.values()))[0],
+            architecture=architecture,
             data=self.data.config(),
             rows=prepared.fingerprint,
             schedule=self.schedule,
             batch=self.batch,
             steps=1,
-            objective=Causal(bos=prepared.tokenizer.bos),
+            objective=objective_for(self.objective, architecture, prepared),
             optimizer=self.optimizer,
             evaluation_rows=self.evaluation_rows,
         )

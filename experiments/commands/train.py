@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments.commands.options import ModelOptions, TextOptions
-from experiments.objectives import Causal
+from experiments.commands.options import ModelOptions, TextOptions, objective_for
+from experiments.objectives.named import Name
 from experiments.optimizer import AdamW, Schedule
 from experiments.train import Placement
 
@@ -40,6 +40,8 @@ class Command:
 
     data: TextOptions = field(default_factory=TextOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
+    objective: tyro.conf.EnumChoicesFromValues[Name] | None = None
+    """What is predicted; by default causal for a decoder, masked for an encoder, span-corruption for both."""
     schedule: Schedule | None = None
     """Learning rate; by default a linear fall to zero from a peak that depends on the size."""
     optimizer: AdamW = field(default_factory=AdamW)
@@ -116,8 +118,9 @@ class Command:
 
         length = prepared.metadata.length
         architecture = self.model.build(prepared.metadata.vocab, length)
-        cost = architecture.cost(length)
-        per_step = self.batch * length
+        objective = objective_for(self.objective, architecture, prepared)
+        *inputs, targets = read = objective.lengths(length)
+        cost, per_step = architecture.cost(targets, *inputs), self.batch * sum(read)
         lengths = {
             "steps": self.steps,
             "tokens": self.tokens and round(self.tokens / per_step),
@@ -146,7 +149,7 @@ class Command:
             schedule=schedule,
             batch=self.batch,
             steps=steps,
-            objective=Causal(bos=prepared.tokenizer.bos),
+            objective=objective,
             optimizer=self.optimizer,
             precision=precision,
             seed=self.seed,

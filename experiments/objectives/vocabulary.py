@@ -83,7 +83,7 @@ class Vocabulary:
         if number + 1 >= self.extra:
             raise ValueError(
                 f"the objective needs {number + 2} reserved ids and the vocabulary has {self.extra}; "
-                "reserve more when the data is prepared (TokenizerConfig.extra)"
+                "reserve more when the data is prepared (--data.extra)"
             )
         return self.end + 1 + number
 
