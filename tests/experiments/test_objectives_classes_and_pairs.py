@@ -1,15 +1,18 @@
 """Classification and contrastive pairs, against their formulas in double precision, on one device and on eight."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from objective_cases import IDS, StandIn, nats, spread
 
-from experiments.objectives import Classification, Comparison, Contrastive
+from experiments.evaluation import evaluate
+from experiments.objectives import Classification, Comparison, Contrastive, Vocabulary
 from experiments.objectives.contrastive import sigmoid_losses, softmax_losses
 from models import zoo
 from models.execution import Execution
@@ -135,6 +138,26 @@ def test_pairs_lie_side_by_side_in_a_row():
         np.testing.assert_allclose(losses[:, 0], expected, rtol=1e-4)
         assert weights.shape == (8, 1)
         assert objective.couples_rows
+
+
+def test_held_out_pairs_are_compared_in_batches_of_training(prepared):
+    """Rows that do not fill one are left out: filling would be compared with, too."""
+    ids, mesh = Vocabulary(size=260), device_mesh("data=2", jax.devices()[:2])
+    objective = Contrastive(vocabulary=ids, inputs=8)
+    run = SimpleNamespace(objective=objective, batch=16, evaluation_rows=40)
+    with jax.set_mesh(mesh):
+        model = jax.device_put(Towers(ids.size), NamedSharding(mesh, PartitionSpec()))
+        found = evaluate(model, run, prepared, mesh, Execution(), batch=64)
+    count = len(prepared.held_out)
+    rows = prepared.held_out.take(np.arange(40) * count // 40)[:32]
+    vectors = np.asarray(model.table[...])[rows]
+    left, right = vectors[:, :8].mean(axis=1), vectors[:, 8:].mean(axis=1)
+    each = [softmax_by_hand(left[first : first + 16], right[first : first + 16], 2.0) for first in (0, 16)]
+    assert found["loss"] == pytest.approx(np.mean(each), rel=1e-5)
+    assert "bits_per_byte" not in found
+    run.evaluation_rows = 8
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="8 held-out rows do not fill a batch of 16"):
+        evaluate(model, run, prepared, mesh, Execution())
 
 
 @pytest.mark.parametrize(
