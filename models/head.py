@@ -46,13 +46,13 @@ class TransformLayer(nnx.Module):
     def __init__(self, config: Transform, width: int, size: int, *, std: float | None, execution: Execution):
         self.config, self.execution = config, execution
         self.kernel = parameter((width, size), ("embed", None), role=Role.KERNEL, std=std or width**-0.5)
-        self.bias = parameter((size,), ("embed",), role=Role.BIAS) if config.biases else None
+        self.kernel_bias = parameter((size,), ("embed",), role=Role.BIAS) if config.biases else None
         self.norm = Normalize(config.norm, (size,), ("embed",), execution=execution) if config.norm else None
 
     def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length size"]:
         """Transforms each vector."""
         x = project("bld,de->ble", x, self.kernel, ("batch", "length", "embed"), self.execution)
-        x = self.config.activation(add_bias(x, self.bias, self.execution))
+        x = self.config.activation(add_bias(x, self.kernel_bias, self.execution))
         return x if self.norm is None else self.norm(x)
 
 
@@ -146,7 +146,7 @@ class ClassHead(nnx.Module):
     def __init__(self, config: Classifier, width: int, *, std: float | None, execution: Execution):
         self.config, self.execution = config, execution
         self.kernel = parameter((width, config.classes), ("embed", None), role=Role.KERNEL, std=std or width**-0.5)
-        self.bias = parameter((config.classes,), (None,), role=Role.BIAS)
+        self.kernel_bias = parameter((config.classes,), (None,), role=Role.BIAS)
         if config.transform:
             self.transform = TransformLayer(config.transform, width, width, std=std, execution=execution)
 
@@ -169,4 +169,4 @@ class ClassHead(nnx.Module):
         if config.transform:
             hidden = self.transform(hidden)
         logits = project("bld,dc->blc", hidden, self.kernel, ("batch", "length", None), run)
-        return add_bias(logits, self.bias, run).astype(jnp.float32)
+        return add_bias(logits, self.kernel_bias, run).astype(jnp.float32)

@@ -117,6 +117,7 @@ class RepeatedStack(nnx.Module):
                 x = checkpoint_name(x, "residual")
             return x
 
+        x = checkpoint_name(x, "residual")
         repeat = self.execution.checkpointed(repeat)
         blocks = tuple(self.pattern)
         if config.copies == config.repeats:

@@ -134,8 +134,7 @@ class EncoderDecoder(_Ends):
     ) -> Float[Array, "batch length embed"]:
         """The decoder's residual stream before the head.
 
-        Segments must be given for both sides or for neither where pairs are packed: targets see the inputs of the same
-        number.
+        Segments are for packed pairs and for padding: a target sees the inputs of its own number.
 
         Args:
             inputs: tokens of the encoder.
@@ -145,7 +144,12 @@ class EncoderDecoder(_Ends):
             input_positions: place of each input in its sequence; None: in the row.
             target_positions: place of each target.
             key: randomness for dropout; None in evaluation.
+
+        Raises:
+            ValueError: if segments are given for one side alone.
         """
+        if (input_segments is None) != (target_segments is None):
+            raise ValueError("segments are given for inputs and targets, or for neither")
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         memory = self.encode(inputs, segments=input_segments, positions=input_positions, key=keys[0])
         x = self.decoder_prelude(self.table, targets, positions=target_positions, key=keys[1])

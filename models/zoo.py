@@ -20,7 +20,7 @@ from models.embedding import Embedding, Scale
 from models.feedforward import MLP, Activation, Form
 from models.head import Head, Transform, Tying
 from models.layers import LAYER_NORM, RMS_NORM, Norm
-from models.positions import Positions, Rotary
+from models.positions import Positions, RelativeBias, Rotary
 
 Family = Callable[..., Architecture]
 
@@ -114,7 +114,78 @@ def roberta(
         **settings: anything that `SETTINGS` lists.
     """
     sizes = dict(width=width, depth=depth, heads=heads, vocab=vocab, length=length)
-    return _bert("roberta", types=1, offset=2, **sizes, **(dict(norm=replace(_BERT_NORM, epsilon=1e-5)) | settings))
+    return _bert("roberta", types=1, offset=2, **sizes, **(dict(norm=_FINE_NORM) | settings))
+
+
+def transformer(
+    *, width: int, depth: int, heads: int, vocab: int = 37_000, length: int = 512, **settings: Any
+) -> Architecture:
+    """The first Transformer (Vaswani et al. 2017): encoder and decoder, norms after sums, sinusoidal positions, tied.
+
+    Products in attention have biases, which the paper leaves open.
+
+    Args:
+        width: size of the residual stream.
+        depth: number of blocks on either side.
+        heads: query heads.
+        vocab: vocabulary size of both languages together.
+        length: longest row in tokens.
+        **settings: anything that `SETTINGS` lists.
+    """
+    own = dict(norm=_FINE_NORM, placement=NormPlacement.POST, positions=Positions.SINUSOIDAL, biases=True)
+    own |= dict(width=width, depth=depth, heads=heads, vocab=vocab, length=length, activation=Activation.RELU)
+    return _paired(_architecture("transformer", **(own | settings)))
+
+
+def bart(
+    *, width: int, depth: int, heads: int, vocab: int = 50_265, length: int = 1_024, **settings: Any
+) -> Architecture:
+    """BART (Lewis et al. 2020): the Transformer with learned positions after two unused rows, a norm of the embedding.
+
+    Args:
+        width: size of the residual stream.
+        depth: number of blocks on either side.
+        heads: query heads.
+        vocab: vocabulary size.
+        length: longest row in tokens.
+        **settings: anything that `SETTINGS` lists.
+    """
+    own = dict(norm=_FINE_NORM, placement=NormPlacement.POST, positions=Positions.LEARNED, biases=True, std=0.02)
+    own |= dict(width=width, depth=depth, heads=heads, vocab=vocab, length=length, activation=Activation.GELU_EXACT)
+    base = _paired(_architecture("bart", **(own | settings)))
+    return replace(base, embedding=replace(base.embedding, offset=2, norm=base.encoder.pattern[0].norm))
+
+
+def t5(*, width: int, depth: int, heads: int, vocab: int = 32_128, length: int = 512, **settings: Any) -> Architecture:
+    """T5 (Raffel et al. 2020): encoder and decoder, RMSNorm first, relative bias, ReLU MLP, tied, no biases.
+
+    Args:
+        width: size of the residual stream.
+        depth: number of blocks on either side.
+        heads: query heads.
+        vocab: vocabulary size.
+        length: longest row in tokens.
+        **settings: anything that `SETTINGS` lists.
+    """
+    return _t5("t5", width=width, depth=depth, heads=heads, vocab=vocab, length=length, **settings)
+
+
+def t5_1_1(
+    *, width: int, depth: int, heads: int, vocab: int = 32_128, length: int = 512, **settings: Any
+) -> Architecture:
+    """T5 1.1 (Shazeer 2020; Xue et al. 2021 as mT5): T5 with a gated GELU MLP of about 8/3 x width, untied.
+
+    Args:
+        width: size of the residual stream.
+        depth: number of blocks on either side.
+        heads: query heads.
+        vocab: vocabulary size.
+        length: longest row in tokens.
+        **settings: anything that `SETTINGS` lists.
+    """
+    own = dict(activation=Activation.GELU, form=Form.GATED, tying=Tying.UNTIED, hidden=gated_hidden(width))
+    own |= dict(width=width, depth=depth, heads=heads, vocab=vocab, length=length)
+    return _t5("t5-1.1", **(own | settings))
 
 
 def gated_hidden(width: int) -> int:
@@ -191,6 +262,7 @@ def _architecture(
     )
 
 
+_FINE_NORM = replace(LAYER_NORM, epsilon=1e-5)
 _BERT_NORM = replace(LAYER_NORM, epsilon=1e-12)
 
 
@@ -203,6 +275,22 @@ def _bert(family: str, *, types: int, offset: int = 0, **settings: Any) -> Archi
         base,
         embedding=replace(base.embedding, types=types, offset=offset, norm=block.norm),
         head=replace(base.head, bias=True, transform=transform),
+    )
+
+
+def _t5(family: str, **settings: Any) -> Architecture:
+    own = dict(positions=Positions.NONE, activation=Activation.RELU)
+    base = _architecture(family, **(own | settings))
+    # Scores have no factor, and tables entries of unit size, which the tied head takes back.
+    pattern = tuple(replace(block, mixer=replace(block.mixer, scale=1.0)) for block in base.decoder.pattern)
+    scale = base.width**-0.5 if base.head.tying is Tying.TIED else 1.0
+    return _paired(
+        replace(
+            base,
+            decoder=replace(base.decoder, pattern=pattern, relative=RelativeBias()),
+            embedding=replace(base.embedding, scale=Scale.ONE),
+            head=replace(base.head, scale=scale),
+        )
     )
 
 
@@ -228,7 +316,17 @@ def _paired(decoder: Architecture) -> Architecture:
 # What can be set on a model of any family.
 SETTINGS = tuple(name for name in inspect.signature(_architecture).parameters if name != "family")
 
-FAMILIES: dict[str, Family] = {build.__name__: build for build in (decoder, gpt2, llama, bert, roberta)}
+FAMILIES: dict[str, Family] = {
+    "decoder": decoder,
+    "gpt2": gpt2,
+    "llama": llama,
+    "bert": bert,
+    "roberta": roberta,
+    "transformer": transformer,
+    "bart": bart,
+    "t5": t5,
+    "t5-1.1": t5_1_1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

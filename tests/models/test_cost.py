@@ -1,18 +1,24 @@
 """Costs against what they claim to count: the leaves of the initialised model, and XLA's own count of FLOPs."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import reshard
-from model_cases import ARCHITECTURES, build, initializer
+from model_cases import ARCHITECTURES, SIZES, build, initializer
 
 from models import zoo
+from models.config import NormPlacement, Sharing
 from models.cost import Cost, cost, visible_pairs
 from models.embedding import RESIDUAL
 from models.execution import Kernel, Layers
+from models.feedforward import Activation
+from models.head import Classifier, Transform
 from models.ladder import ladder
 from models.layers import Role
+from models.positions import Positions
 from parallel.sharding import LOGICAL_AXES, Rules, is_variable
 
 ENDS = {Role.EMBEDDING, Role.POSITION, Role.HEAD}
@@ -24,8 +30,23 @@ def parameters(architecture):
     return jax.tree.leaves(abstract, is_leaf=is_variable)
 
 
+ENCODERS = {
+    "bert": zoo.bert(**SIZES),
+    "roberta": zoo.roberta(**SIZES),
+    "encoder": zoo.bert(**SIZES, positions=Positions.ALIBI, window=9, kv_heads=2, placement=NormPlacement.SANDWICH),
+}
+PAIRED = {name: zoo.make(name, **SIZES) for name in ("transformer", "bart", "t5", "t5-1.1")}
 CONFIGURATIONS = {
     **ARCHITECTURES,
+    **ENCODERS,
+    **PAIRED,
+    "classes": replace(
+        ENCODERS["bert"],
+        head=None,
+        classifier=Classifier(classes=3, transform=Transform(activation=Activation.TANH)),
+    ),
+    "factorised": replace(ENCODERS["bert"], embedding=replace(ENCODERS["bert"].embedding, size=12)),
+    "shared": replace(ENCODERS["bert"], encoder=replace(ENCODERS["bert"].encoder, sharing=Sharing.SHARED)),
     **{name: published.architecture for name, published in zoo.PUBLISHED.items()},
     **{f"rung {i}": rung for i, rung in enumerate(ladder("llama", 3e4, 1e11, 4, vocab=512, length=64, kv_heads=2))},
 }
@@ -105,6 +126,22 @@ def test_flops_are_within_a_percent_of_xla(architecture, kernel, share):
     computed = 3 * (price.matmul_flops + price.attention_flops * share * length / visible_pairs(length))
     assert xla_flops(architecture, kernel=kernel) == pytest.approx(computed, rel=0.01)
     assert computed > price.flops_per_token
+
+
+def test_flops_of_an_encoder_decoder_are_within_a_percent_of_xla():
+    """Inputs and targets of different lengths: a row's FLOPs, over the tokens of both sides."""
+    architecture, inputs, targets = zoo.t5(width=512, depth=1, heads=8, vocab=512, length=128), 128, 96
+
+    def loss(model, inputs, targets):
+        return jnp.square(model.logits(model(inputs, targets))).mean()
+
+    model = jax.eval_shape(initializer(architecture, kernel=Kernel.DENSE), jax.random.key(0))
+    rows = [jax.ShapeDtypeStruct((1, length), jnp.int32) for length in (inputs, targets)]
+    found = jax.jit(jax.grad(loss)).lower(model, *rows).compile().cost_analysis()["flops"] / (inputs + targets)
+    price = architecture.cost(targets, inputs)
+    # The dense kernel computes the decoder's whole square of scores, of which the cost counts the visible part.
+    square = 3 * 4 * 512 * (targets - visible_pairs(targets)) * targets / (inputs + targets)
+    assert found == pytest.approx(price.flops_per_token + square, rel=0.01)
 
 
 def test_xla_counts_a_loop_body_once():

@@ -72,6 +72,9 @@ RANGES = [
     ("llama", 1e9, 1e11, 7, dict(vocab=32_000, length=2048, kv_heads=4)),
     ("gpt2", 1e6, 1e10, 40, dict(vocab=1024, length=256, convention=Convention.NONEMBEDDING)),
     ("gpt2", 1.3e8, 1.6e9, 4, dict(vocab=50_257, length=1024)),
+    ("bert", 1e5, 3e8, 10, dict(vocab=512, length=128)),
+    ("t5", 1e5, 3e9, 10, dict(vocab=512, length=128)),
+    ("t5-1.1", 1e6, 1e9, 6, dict(vocab=512, length=128)),
 ]
 
 
@@ -86,12 +89,12 @@ def test_ladders_are_sane(family, low, high, count, options):
         allowed = 0.03 if target >= 1e8 else 0.07 if target >= 1e6 else 0.15 if target >= 1e5 else 0.6
         assert abs(size / target - 1) < allowed
     for rung in rungs:
-        mixer, width = rung.decoder.pattern[0].mixer, rung.width
+        mixer, width = rung.blocks[0].mixer, rung.width
         assert mixer.head_dim in (8, 16, 32, 64, 128)
         assert mixer.head_dim * mixer.heads == width
         assert width % (128 if width >= 1024 else 64 if width >= 256 else 8) == 0
         assert mixer.heads >= 2 or width == 8
-        assert 1 / BAND <= rung.depth / (width / 8) ** (5 / 9) <= BAND
+        assert 1 / BAND <= rung.stacks[0].depth / (width / 8) ** (5 / 9) <= BAND
         assert (rung.vocab, rung.length) == (options["vocab"], options["length"])
         assert mixer.kv_heads == options.get("kv_heads", mixer.heads)
     assert ladder(family, low, high, count, **options) == rungs

@@ -1,0 +1,111 @@
+"""Tiny models of transformers: their configurations, and rows of odd length with padding."""
+
+import numpy as np
+
+ROWS, LENGTH, TARGETS, VOCAB = 3, 13, 7, 40
+_RNG = np.random.default_rng(0)
+# No special tokens among the real ones: rows of the table that stand for padding have no gradients there.
+_TOKENS = _RNG.integers(5, VOCAB, (ROWS, LENGTH))
+_MASK = (np.arange(LENGTH) < np.array([13, 9, 4])[:, None]).astype(int)
+
+
+def _causal() -> dict:
+    labels = np.where(_MASK == 1, _TOKENS, -100)
+    return {"input_ids": _TOKENS.tolist(), "attention_mask": _MASK.tolist(), "labels": labels.tolist()}
+
+
+def _masked(*, pad: int, types: bool) -> dict:
+    hidden = (_RNG.random((ROWS, LENGTH)) < 0.4) & (_MASK == 1)
+    tokens = np.where(_MASK == 1, np.where(hidden, 4, _TOKENS), pad)
+    labels = np.where(hidden, _TOKENS, -100)
+    inputs = {"input_ids": tokens.tolist(), "attention_mask": _MASK.tolist(), "labels": labels.tolist()}
+    second = (np.arange(LENGTH)[None] >= 5).repeat(ROWS, 0).astype(int)
+    return inputs | ({"token_type_ids": second.tolist()} if types else {})
+
+
+def _pairs() -> dict:
+    """Inputs padded on the right, and targets of another length, one place late for the decoder."""
+    targets = _RNG.integers(5, VOCAB, (ROWS, TARGETS))
+    real = np.arange(TARGETS) < np.array([7, 3, 5])[:, None]
+    late = np.concatenate([np.full((ROWS, 1), 3), targets[:, :-1]], axis=1)
+    inputs = {"input_ids": _TOKENS.tolist(), "attention_mask": _MASK.tolist(), "decoder_input_ids": late.tolist()}
+    return inputs | {"labels": np.where(real, targets, -100).tolist()}
+
+
+_GPT2 = dict(n_embd=24, n_layer=3, n_head=4, vocab_size=VOCAB, n_positions=16)
+_LLAMA = dict(
+    hidden_size=24, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, intermediate_size=40,
+    vocab_size=VOCAB, max_position_embeddings=16,
+)  # fmt: skip
+_BERT = dict(
+    hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40, vocab_size=VOCAB,
+    max_position_embeddings=16,
+)  # fmt: skip
+_T5 = dict(
+    d_model=24,
+    num_layers=3,
+    num_decoder_layers=2,
+    num_heads=4,
+    d_kv=8,
+    d_ff=40,
+    vocab_size=VOCAB,
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=10,
+    n_positions=16,
+)
+_BART = dict(
+    d_model=24,
+    encoder_layers=3,
+    decoder_layers=2,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    encoder_ffn_dim=40,
+    decoder_ffn_dim=40,
+    vocab_size=VOCAB,
+    max_position_embeddings=16,
+)
+_LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def _case(model_type: str, name: str, config: dict, inputs: dict, **more) -> dict:
+    return {"model_type": model_type, "class": name, "config": config, "inputs": inputs} | more
+
+
+CASES = {
+    "gpt2": _case("gpt2", "GPT2LMHeadModel", _GPT2, _causal()),
+    "gpt2-untied": _case(
+        "gpt2", "GPT2LMHeadModel",
+        _GPT2 | dict(tie_word_embeddings=False, n_inner=40, activation_function="relu", layer_norm_epsilon=1e-3),
+        _causal(), max_shard_size="8KB",
+    ),
+    "llama": _case("llama", "LlamaForCausalLM", _LLAMA, _causal()),
+    "llama-3": _case(
+        "llama", "LlamaForCausalLM",
+        _LLAMA | dict(
+            tie_word_embeddings=True, rope_theta=500.0, head_dim=8, rms_norm_eps=1e-4, num_key_value_heads=6,
+            rope_scaling=_LLAMA3 | {"original_max_position_embeddings": 12}, attention_bias=True, mlp_bias=True,
+        ),
+        _causal(),
+    ),
+    "bert": _case("bert", "BertForMaskedLM", _BERT, _masked(pad=0, types=True)),
+    "bert-relu": _case(
+        "bert", "BertForMaskedLM", _BERT | dict(hidden_act="relu", type_vocab_size=3, layer_norm_eps=1e-3),
+        _masked(pad=0, types=False),
+    ),
+    "roberta": _case(
+        "roberta", "RobertaForMaskedLM", _BERT | dict(max_position_embeddings=18, type_vocab_size=1, pad_token_id=1),
+        _masked(pad=1, types=False),
+    ),
+    "t5": _case("t5", "T5ForConditionalGeneration", _T5, _pairs()),
+    "t5-1.1": _case(
+        "t5", "T5ForConditionalGeneration",
+        _T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False, relative_attention_num_buckets=12),
+        _pairs(),
+    ),
+    "transformer": _case(
+        "marian", "MarianMTModel",
+        _BART | dict(activation_function="relu", scale_embedding=True, pad_token_id=1, decoder_start_token_id=1),
+        _pairs(),
+    ),
+    "bart": _case("bart", "BartForConditionalGeneration", _BART, _pairs()),
+}  # fmt: skip

@@ -1,0 +1,132 @@
+"""Weights of the library transformers: what is computed with them, and that they go out as they came in.
+
+Parity needs PyTorch and transformers (extra `parity`): in this interpreter, or in the one that SCALING_TORCH_PYTHON
+names.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hf_cases import CASES
+from safetensors.numpy import load_file
+
+from models import pretrained
+from models.cost import cost
+from models.execution import Execution
+from models.observe import observed
+from models.transformer import EncoderDecoder
+
+REFERENCE = Path(__file__).with_name("transformers_reference.py")
+
+
+def torch_python() -> str | None:
+    """An interpreter that has PyTorch and transformers."""
+    if chosen := os.environ.get("SCALING_TORCH_PYTHON"):
+        return chosen
+    return sys.executable if all(map(importlib.util.find_spec, ("torch", "transformers"))) else None
+
+
+def reference(command: str, folder: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [torch_python(), REFERENCE, command, folder],
+        capture_output=True, text=True, check=False,
+        env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> Path:
+    """A folder for each case, with a random model and what PyTorch computes."""
+    if torch_python() is None:
+        pytest.skip("needs torch and transformers: install the extra `parity`, or set SCALING_TORCH_PYTHON")
+    root = tmp_path_factory.mktemp("reference")
+    (root / "cases.json").write_text(json.dumps(CASES))
+    reference("make", root)
+    return root
+
+
+def computed(model, inputs):
+    """Logits, hidden states, loss and gradients, as transformers gives them."""
+    rows = {name: np.asarray(value) for name, value in inputs.items()}
+    paired = isinstance(model, EncoderDecoder)
+    segments = rows["attention_mask"]
+    targets = rows["labels"] if paired or not model.config.decoder else rows["labels"][:, 1:]
+    weights = (targets != -100).astype(np.float32)
+
+    def hidden(model):
+        if paired:
+            sides = dict(input_segments=segments, target_segments=np.ones_like(targets))
+            return model(rows["input_ids"], rows["decoder_input_ids"], **sides)
+        types = rows.get("token_type_ids")
+        return model(rows["input_ids"], segments=segments, types=types)
+
+    def loss(model):
+        logits = model.logits(hidden(model))
+        scores = jax.nn.log_softmax(logits[:, : targets.shape[1]])
+        chosen = (scores * jax.nn.one_hot(targets, scores.shape[-1])).sum(axis=-1)
+        return -(chosen * weights).sum() / weights.sum(), logits
+
+    def run(model):
+        last, seen = observed(hidden, "residual")(model)
+        memory = model.encode(rows["input_ids"], segments=segments) if paired else None
+        return jax.value_and_grad(loss, has_aux=True)(model), last, seen["residual"], memory
+
+    ((value, logits), gradient), last, states, memory = jax.jit(run)(model)
+    found = {"loss": value, "logits": logits}
+    # Theirs are the inputs of blocks, and what comes out in the end.
+    if paired:
+        depth = model.config.encoder.depth
+        sides = {"encoder_": [*states[:depth], memory], "decoder_": [*states[depth + 1 : -1], last]}
+    else:
+        sides = {"": [*states[:-1], last]}
+    for side, arrays in sides.items():
+        found |= {f"{side}hidden.{index}": array for index, array in enumerate(arrays)}
+    form = pretrained.form_of(model.config.family)
+    found |= {f"gradient.{name}": array for name, array in pretrained.tensors(gradient, form).items()}
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_computes_what_transformers_does(folders, name, record_property):
+    folder, inputs = folders / name, CASES[name]["inputs"]
+    architecture, model = pretrained.load(folder / "model", execution=Execution())
+    theirs, ours = load_file(folder / "results.safetensors"), computed(model, inputs)
+    assert cost(architecture).params == theirs.pop("params")
+    real = {"": "attention_mask", "encoder_": "attention_mask"}
+    worst = 0.0
+    assert {entry for entry in theirs if "hidden" in entry} == {entry for entry in ours if "hidden" in entry}
+    for entry, expected in theirs.items():
+        short = next((other for other in ours if entry in (other, other.replace("gradient.", "gradient.", 1))), None)
+        assert short, f"{entry} has no counterpart"
+        found = ours[entry]
+        side, _, rest = entry.partition("hidden.")
+        padded = (rest and side in real) or (entry == "logits" and "decoder_input_ids" not in inputs)
+        if padded:
+            mask = np.asarray(inputs["attention_mask"], bool)
+            found, expected = found[mask], expected[mask]
+        # Within 1e-4, of the largest entry where that is more than 1.
+        error = np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
+        worst = max(worst, error)
+        assert error < 1e-4, f"{entry}: {error}"
+    assert np.abs(theirs["logits"]).max() > 0.3
+    record_property("worst", float(worst))
+    print(f"{name}: params {cost(architecture).params:,}, worst error {worst:.1e}")
+    pretrained.save(folder / "exported", model)
+
+
+def test_transformers_loads_what_was_saved(folders):
+    """No tensor missing or unexpected, every bit the same, the same logits."""
+    for name in CASES:
+        if not (folders / name / "exported").is_dir():
+            _, model = pretrained.load(folders / name / "model", execution=Execution())
+            pretrained.save(folders / name / "exported", model)
+    reference("check", folders)

@@ -1,0 +1,61 @@
+"""Runs in an interpreter that has torch and transformers: random models, what they compute, and what loads again.
+
+python transformers_reference.py make FOLDER     # for each case in FOLDER/cases.json, a model and its results
+python transformers_reference.py check FOLDER    # each exported model loads, and is the one it was made from
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+
+def make(folder: Path, case: dict) -> None:
+    """A model with random values everywhere, its outputs, hidden states, loss and gradients in float32."""
+    torch.manual_seed(0)
+    config = transformers.CONFIG_MAPPING[case["model_type"]](**case["config"])
+    model = getattr(transformers, case["class"])(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue  # sinusoids
+            around = 1.0 if parameter.ndim == 1 and name.endswith("weight") and not case.get("offset_norms") else 0.0
+            parameter.copy_(around + 0.2 * torch.randn_like(parameter))
+    inputs = {name: torch.tensor(value) for name, value in case["inputs"].items()}
+    out = model(**inputs, output_hidden_states=True)
+    out.loss.backward()
+    results = {"loss": out.loss.detach(), "logits": out.logits.detach()}
+    for side in ("", "encoder_", "decoder_"):
+        for index, hidden in enumerate(getattr(out, f"{side}hidden_states", None) or ()):
+            results[f"{side}hidden.{index}"] = hidden.detach()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            results[f"gradient.{name}"] = parameter.grad
+    results["params"] = torch.tensor(sum(p.numel() for p in model.parameters() if p.requires_grad))
+    model.save_pretrained(folder / "model", max_shard_size=case.get("max_shard_size", "5GB"))
+    save_file({name: value.contiguous().clone() for name, value in results.items()}, folder / "results.safetensors")
+
+
+def check(folder: Path, case: dict) -> None:
+    """The exported folder loads without a missing or unexpected tensor, and holds the same bits."""
+    kind = getattr(transformers, case["class"])
+    model, info = kind.from_pretrained(folder / "exported", output_loading_info=True)
+    assert not info["missing_keys"], info
+    assert not info["unexpected_keys"], info
+    before, after = kind.from_pretrained(folder / "model").state_dict(), model.state_dict()
+    assert before.keys() == after.keys()
+    differing = [name for name in before if not torch.equal(before[name], after[name])]
+    assert not differing, differing
+    inputs = {name: torch.tensor(value) for name, value in case["inputs"].items()}
+    expected = load_file(folder / "results.safetensors")["logits"]
+    torch.testing.assert_close(model.eval()(**inputs).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[2])
+    for name, case in json.loads((root / "cases.json").read_text()).items():
+        (root / name).mkdir(exist_ok=True)
+        {"make": make, "check": check}[sys.argv[1]](root / name, case)
