@@ -121,6 +121,7 @@ class Command(TableOptions):
         from scaling.confidence import Method, intervals
         from scaling.fitting import Kind, Objective, fit
         from scaling.identifiability import identify
+        from scaling.uncertainty import Bootstrap
 
         if self.law == "?":
             print_laws()
@@ -141,7 +142,7 @@ class Command(TableOptions):
             )  # fmt: skip
             shown = replace(shown, intervals=sure)
             if self.identify:
-                draws = sure.draws if method is Method.BOOTSTRAP else None
+                draws = sure.draws if isinstance(sure.draws, Bootstrap) else None
                 shown = replace(shown, verdicts=identify(found, draws=draws, seed=self.seed, clusters=labels))
         except ValueError as error:
             if not found.warnings:
