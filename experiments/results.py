@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.runs import Cell, curves, table, write_csv
-from scaling.held_out import HeldOut
-from scaling.study import Study
+from scaling.approaches.held_out import HeldOut
+from scaling.approaches.study import Study
 
 
 def cores() -> int:
@@ -33,8 +33,8 @@ def fit_tables(folder: Path) -> tuple[Study, tuple[HeldOut, ...]]:
         ValueError: if the runs are too few or too alike for any law.
     """
     from scaling import runs
-    from scaling.held_out import predict_held_out
-    from scaling.study import study
+    from scaling.approaches.held_out import predict_held_out
+    from scaling.approaches.study import study
 
     rows = runs.read(folder / "runs.csv")
     found = study(rows, runs.read(folder / "curves.csv"))

@@ -2,7 +2,7 @@
 
 import importlib
 
-_ROOMS = {"fit": "fitting", "audit": "auditing", "plan": "planning", "compare": "comparing"}
+_ROOMS = {"fit": "fitting.fit", "audit": "decisions.audit", "plan": "decisions.plan", "compare": "decisions.compare"}
 
 
 def __getattr__(name: str):

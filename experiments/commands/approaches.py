@@ -21,7 +21,7 @@ class Command(TableOptions):
 
     def __call__(self) -> int:
         """Fit and print."""
-        from scaling.conventions import approaches
+        from scaling.approaches.conventions import approaches
 
         draws = {"resamples": self.resamples, "seed": self.seed}
         print_result(approaches(self.read(), self.curves(), share=self.beyond, **draws), as_json=self.json)

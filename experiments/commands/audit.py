@@ -25,7 +25,7 @@ class Command(TableOptions):
 
     def __call__(self) -> int:
         """Audit and print."""
-        from scaling.auditing import audit
+        from scaling.decisions.audit import audit
 
         draws = {"resamples": self.resamples, "seed": self.seed}
         print_result(audit(self.read(), self.laws or None, cutoffs=self.cutoffs or None, **draws), as_json=self.json)

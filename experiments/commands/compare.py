@@ -39,7 +39,7 @@ class Command(TableOptions):
 
     def __call__(self) -> int:
         """Compare and print."""
-        from scaling.comparing import compare
+        from scaling.decisions.compare import compare
 
         first = replace(self, where=both(self.where, self.where_first))
         second = replace(self, table=self.second, where=both(self.where, self.where_second))

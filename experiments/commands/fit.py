@@ -16,11 +16,11 @@ from scaling.display import Displayed, Page, Section, end, number, plain
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaling.confidence import Intervals
-    from scaling.fitting import Fit
-    from scaling.held_out import HeldOut
-    from scaling.identifiability import Identifiability
-    from scaling.study import Study
+    from scaling.approaches.held_out import HeldOut
+    from scaling.approaches.study import Study
+    from scaling.certainty.identifiability import Identifiability
+    from scaling.certainty.intervals import Intervals
+    from scaling.fitting.fit import Fit
 
 _WIDTH = 120  # of output that goes to a file
 
@@ -81,8 +81,8 @@ class TableOptions:
 
     def study(self) -> tuple[Study, tuple[HeldOut, ...]]:
         """Everything fitted to the table, and its held-out runs predicted."""
-        from scaling.held_out import predict_held_out
-        from scaling.study import study
+        from scaling.approaches.held_out import predict_held_out
+        from scaling.approaches.study import study
 
         table = self.read()
         found = study(table, self.curves(), resamples=self.resamples, seed=self.seed)
@@ -118,10 +118,10 @@ class Command(TableOptions):
     def __call__(self) -> int:
         """Fit and print."""
         from scaling import laws, runs
-        from scaling.confidence import Method, intervals
-        from scaling.fitting import Kind, Objective, fit
-        from scaling.identifiability import identify
-        from scaling.uncertainty import Bootstrap
+        from scaling.certainty.bootstrap import Bootstrap
+        from scaling.certainty.identifiability import identify
+        from scaling.certainty.intervals import Method, intervals
+        from scaling.fitting.fit import Kind, Objective, fit
 
         if self.law == "?":
             print_laws()
@@ -162,7 +162,7 @@ class Command(TableOptions):
 
 
 def _replicates(frame: pd.DataFrame, target: str):
-    from scaling.replicates import SEEDS, replicates
+    from scaling.certainty.replicates import SEEDS, replicates
 
     return replicates(frame, target=target) if any(name in frame for name in SEEDS) else None
 

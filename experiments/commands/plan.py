@@ -50,8 +50,8 @@ class Command(TableOptions):
 
     def __call__(self) -> int:
         """Plan and print."""
-        from scaling.constraints import Constraints
-        from scaling.planning import plan
+        from scaling.decisions.constraints import Constraints
+        from scaling.decisions.plan import plan
 
         if not self.budgets:
             raise ValueError("say at which budget to plan, such as --flops 1e24")

@@ -13,8 +13,8 @@ from experiments.commands.fit import TableOptions
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from scaling.approaches.study import Study
     from scaling.figures import Theme
-    from scaling.study import Study
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Command(TableOptions):
 def drift(study: Study, theme: Theme) -> Figure:
     """The figure of exponents below rising compute cut-offs."""
     from scaling import figures, laws, runs
-    from scaling.auditing import audit
+    from scaling.decisions.audit import audit
 
     table = runs.Table(study.frame)
     found = audit(table, [laws.CHINCHILLA], objective=study.objective, convention=study.convention, seed=study.seed)

@@ -26,9 +26,9 @@ from experiments.show import dry_run_table, execute_with_progress
 from experiments.sweep import RateRule, at_budget, isoflop
 from models import zoo
 from models.config import Architecture
+from scaling.approaches.held_out import HeldOut
+from scaling.approaches.study import Study
 from scaling.estimate import Estimate
-from scaling.held_out import HeldOut
-from scaling.study import Study
 
 DATA = DataConfig(tokenizer=TokenizerConfig(vocab=512), length=128)
 BATCH = 4  # rows: small batches, because the larger models of a budget would otherwise see too few steps

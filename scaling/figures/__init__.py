@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from scaling.approaches.study import Study
 from scaling.figures.axes import power_of_ten, short
 from scaling.figures.budgets import isoflop_parabolas
 from scaling.figures.compute import loss_against_compute, optimal_sizes
@@ -21,7 +22,6 @@ from scaling.figures.evidence import exponent_drift, profiles, what_the_runs_all
 from scaling.figures.law import iso_loss, predicted_against_measured, residuals
 from scaling.figures.theme import DARK, LIGHT, Theme
 from scaling.published import PublishedLaw
-from scaling.study import Study
 
 __all__ = [
     "DARK", "FIGURES", "LIGHT", "Format", "Theme", "draw", "exponent_drift", "iso_loss", "isoflop_parabolas",

@@ -13,8 +13,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
+from scaling.approaches.held_out import HeldOut
 from scaling.figures.theme import Theme
-from scaling.held_out import HeldOut
 
 MOST_POINTS = 2000
 """Runs drawn as points; of a larger table an even selection, and the figure says so."""

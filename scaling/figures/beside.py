@@ -6,8 +6,8 @@ import numpy as np
 
 from scaling import published
 from scaling.figures.theme import Theme
+from scaling.fitting.quantities import optimum
 from scaling.published import SIX_ND, PublishedLaw
-from scaling.quantities import optimum
 from scaling.runs import nearest
 
 _STYLES = ((0, (1, 1.2)), (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (2, 2)))

@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from scaling.approaches.study import Approach, Study
 from scaling.figures.axes import (
     around,
     bar_beside,
@@ -18,7 +19,6 @@ from scaling.figures.axes import (
     short,
 )  # fmt: skip
 from scaling.figures.theme import LIGHT, Theme
-from scaling.study import Approach, Study
 
 _MARKERS = "osD^vP*X<>hp"
 _MOST_NAMED = 8  # budgets in a legend; of more, a bar tells the shades apart

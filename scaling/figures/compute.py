@@ -6,6 +6,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from scaling.approaches.held_out import as_held_out
+from scaling.approaches.study import Approach, Study
 from scaling.figures.axes import (
     around,
     bar_beside,
@@ -22,9 +24,7 @@ from scaling.figures.axes import (
 )  # fmt: skip
 from scaling.figures.beside import draw as draw_beside
 from scaling.figures.theme import LIGHT, Theme
-from scaling.held_out import as_held_out
 from scaling.published import PublishedLaw
-from scaling.study import Approach, Study
 
 STYLES = dict(zip(Approach, ((0, (5, 2)), (0, (5, 1.5, 1, 1.5)), "-"), strict=True))
 """Dashes of each approach."""

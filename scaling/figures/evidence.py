@@ -9,17 +9,17 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from scaling.approaches.held_out import as_held_out
+from scaling.approaches.study import Approach, Study
+from scaling.certainty.profile import Profile
+from scaling.certainty.profile import profiles as profiles_of
 from scaling.figures.axes import around, blank, instead, log_axis, power_of_ten, short, ticks
 from scaling.figures.theme import LIGHT, Theme
-from scaling.held_out import as_held_out
+from scaling.fitting.quantities import optimal_params, params_exponent, tokens_per_param
 from scaling.laws import CHINCHILLA
-from scaling.profile import Profile
-from scaling.profile import profiles as profiles_of
-from scaling.quantities import optimal_params, params_exponent, tokens_per_param
-from scaling.study import Approach, Study
 
 if TYPE_CHECKING:
-    from scaling.auditing import Audit
+    from scaling.decisions.audit import Audit
 
 _TOP = 1.7  # of a profile panel, in thresholds
 _COLUMNS = 3
@@ -29,7 +29,7 @@ def profiles(found: Sequence[Profile], *, theme: Theme = LIGHT) -> Figure:
     """Profile likelihoods, one panel a quantity: how much worse the best fit is with the quantity held at a value.
 
     Args:
-        found: as `scaling.profile.profiles` returns them.
+        found: as `scaling.certainty.profile.profiles` returns them.
         theme: colours.
 
     Raises:

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from scaling.approaches.held_out import as_held_out
+from scaling.approaches.study import Approach, Study
 from scaling.figures.axes import (
     around,
     bar_beside,
@@ -24,9 +26,7 @@ from scaling.figures.axes import (
 )  # fmt: skip
 from scaling.figures.beside import draw as draw_beside
 from scaling.figures.theme import LIGHT, Theme
-from scaling.held_out import as_held_out
 from scaling.published import PublishedLaw
-from scaling.study import Approach, Study
 
 _LEVELS = 12  # contours of equal loss
 _RUNS_A_BIN = 8  # of the running median through residuals, at least

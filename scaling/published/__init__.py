@@ -4,7 +4,7 @@ published.law("Hoffmann")(params=70e9, tokens=1.4e12)     # a loss, to draw besi
 published.table("chinchilla")                              # a frame in our columns, from a folder or fetched
 """
 
-from scaling.powerlaw import Compute
+from scaling.fitting.powerlaw import Compute
 from scaling.published.allocations import ALLOCATIONS, PublishedAllocation
 from scaling.published.constants import LAWS, PETAFLOP_DAY, PublishedLaw, law
 from scaling.published.tables import TABLES, Original, PublishedTable, Rows, table

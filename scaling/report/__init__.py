@@ -12,13 +12,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from scaling import figures
-from scaling.diagnostics import Severity
+from scaling.approaches.diagnostics import Severity
+from scaling.approaches.held_out import as_held_out
+from scaling.approaches.study import Study
 from scaling.figures import DARK, LIGHT
-from scaling.held_out import as_held_out
 from scaling.laws import Law
 from scaling.report import explorer, pictures, tables
 from scaling.report.tables import lead
-from scaling.study import Study
 
 __all__ = ["html", "lead", "write"]
 

@@ -11,18 +11,20 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import CubicSpline
 
-from scaling import conventions, laws, quantities, runs
+from scaling import laws, runs
+from scaling.approaches import conventions
+from scaling.approaches.held_out import HeldOut
+from scaling.approaches.study import Approach, Study, study
+from scaling.certainty.bootstrap import Bootstrap, bootstrap
 from scaling.estimate import Estimate
 from scaling.figures import beside
 from scaling.figures.axes import selection
-from scaling.fitting import fit
-from scaling.held_out import HeldOut
+from scaling.fitting import quantities
+from scaling.fitting.fit import fit
+from scaling.fitting.powerlaw import Compute
 from scaling.laws import Law
-from scaling.powerlaw import Compute
 from scaling.published import PublishedLaw
 from scaling.report.tables import findings, typeset
-from scaling.study import Approach, Study, study
-from scaling.uncertainty import Bootstrap, bootstrap
 
 A_DECADE = 10
 """Budgets a decade of the grid."""

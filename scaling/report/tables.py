@@ -8,12 +8,12 @@ from html import escape
 import numpy as np
 
 from scaling import published
-from scaling.diagnostics import Diagnostic, Severity
+from scaling.approaches.diagnostics import Diagnostic, Severity
+from scaling.approaches.held_out import HeldOut
+from scaling.approaches.study import Approach, Study
+from scaling.certainty.bootstrap import Estimate
 from scaling.figures import power_of_ten, short
 from scaling.figures.axes import selection
-from scaling.held_out import HeldOut
-from scaling.study import Approach, Study
-from scaling.uncertainty import Estimate
 
 _NOTES = 4  # shown before the rest is folded away
 

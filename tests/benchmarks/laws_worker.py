@@ -10,9 +10,9 @@ import sys  # noqa: E402
 import numpy as np  # noqa: E402
 
 from scaling import fit, runs, solver  # noqa: E402
-from scaling.fitting import Kind, Objective  # noqa: E402
+from scaling.fitting.fit import Kind, Objective  # noqa: E402
+from scaling.fitting.starts import starting_points  # noqa: E402
 from scaling.laws import CHINCHILLA  # noqa: E402
-from scaling.starts import starting_points  # noqa: E402
 
 DELTA = 1e-3
 

@@ -14,12 +14,13 @@ import numpy as np
 import scipy.special
 from tables import HELD_OUT, TRUTH, isoflop_table
 
-from scaling import quantities, runs, solver
-from scaling.fitting import fit
+from scaling import runs
+from scaling.certainty.bootstrap import Resampling, bootstrap, laplace
+from scaling.certainty.profile import profiles
+from scaling.fitting import quantities, solver
+from scaling.fitting.fit import fit
+from scaling.fitting.powerlaw import Compute
 from scaling.laws import CHINCHILLA
-from scaling.powerlaw import Compute
-from scaling.profile import profiles
-from scaling.uncertainty import Resampling, bootstrap, laplace
 
 NOMINAL = 0.95
 BAND = (0.90, 0.98)

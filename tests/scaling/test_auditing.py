@@ -7,8 +7,8 @@ import pytest
 from tables import TRUTH, isoflop_table, loss, published
 
 from scaling import fit, runs
-from scaling.auditing import audit
-from scaling.trials import degenerate, marks_of
+from scaling.decisions.audit import audit
+from scaling.decisions.trials import degenerate, marks_of
 
 FEW = ("chinchilla", "floor-flops", "kaplan-n")
 

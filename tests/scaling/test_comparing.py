@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tables import BUDGETS, TRUTH, flops_per_token, isoflop_table, loss
 
-from scaling.comparing import compare
+from scaling.decisions.compare import compare
 
 GRID = np.geomspace(1e2, 1e8, 200_001)
 

@@ -5,10 +5,10 @@ import pytest
 from tables import isoflop_table
 
 from scaling import runs
-from scaling.conventions import approaches, available
-from scaling.disagreement import disagreements
+from scaling.approaches.conventions import approaches, available
+from scaling.approaches.disagreement import disagreements
+from scaling.approaches.study import Approach, study
 from scaling.runs import Convention
-from scaling.study import Approach, study
 
 TABLE = isoflop_table(noise=0.0, sizes=8)
 

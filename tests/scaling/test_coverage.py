@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from coverage import BAND, METHODS, NAMES, Coverage, simulate
 
-from scaling.covariance import MANY
+from scaling.certainty.covariance import MANY
 
 
 def test_the_judge_of_coverage_can_say_no():

@@ -11,10 +11,10 @@ from matplotlib.image import imread
 from tables import curves_of, isoflop_table
 
 from scaling import report
+from scaling.approaches.held_out import predict_held_out
+from scaling.approaches.study import Approach, study
 from scaling.figures import power_of_ten, short
-from scaling.held_out import predict_held_out
 from scaling.report import explorer
-from scaling.study import Approach, study
 
 TABLE = isoflop_table().drop(columns="params_nonembedding")
 

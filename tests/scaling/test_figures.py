@@ -12,15 +12,15 @@ from matplotlib.colors import to_rgb
 from tables import TRUTH, curves_of, isoflop_table
 
 from scaling import figures, published
-from scaling.auditing import Audit
-from scaling.drift import Drift
+from scaling.approaches.held_out import predict_held_out
+from scaling.approaches.study import study
+from scaling.certainty.profile import profiles
+from scaling.decisions.audit import Audit
+from scaling.decisions.drift import Drift
 from scaling.estimate import Estimate
 from scaling.figures import axes as drawing
 from scaling.figures import beside
-from scaling.fitting import fit
-from scaling.held_out import predict_held_out
-from scaling.profile import profiles
-from scaling.study import study
+from scaling.fitting.fit import fit
 
 TABLE = isoflop_table()
 

@@ -9,11 +9,13 @@ import pytest
 import scipy.optimize
 from tables import TRUTH, isoflop_table, published
 
-from scaling import laws, runs, solver, uncertainty
-from scaling.certificate import Agreement, Certificate, second_opinion
-from scaling.fitting import Kind, Objective, fit
+from scaling import laws, runs
+from scaling.certainty import bootstrap as uncertainty
+from scaling.certainty.bootstrap import Resampling, bootstrap
+from scaling.fitting import solver
+from scaling.fitting.certificate import Agreement, Certificate, second_opinion
+from scaling.fitting.fit import Kind, Objective, fit
 from scaling.laws import Law, coefficient, exponent, offset
-from scaling.uncertainty import Resampling, bootstrap
 
 
 def test_the_optimum_is_no_worse_than_an_independent_minimiser_finds():

@@ -6,7 +6,7 @@ import pytest
 from tables import isoflop_table, published
 
 from scaling import runs
-from scaling.isoflop import isoflop
+from scaling.approaches.isoflop import isoflop
 
 ABLATION = ["dataset", "hparams", "warmup", "decay", "param_count", "val"]
 

@@ -6,9 +6,9 @@ import pytest
 from tables import isoflop_table
 
 from scaling import laws, runs
-from scaling.fitting import Kind, Objective, fit
+from scaling.certainty.bootstrap import bootstrap
+from scaling.fitting.fit import Kind, Objective, fit
 from scaling.laws import kaplan, schedule
-from scaling.uncertainty import bootstrap
 
 PEAK, WARMUP = 3e-4, 200
 SQUARES = Objective(Kind.LEAST_SQUARES)

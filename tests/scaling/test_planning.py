@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from tables import HELD_OUT, TRUTH, flops_per_token, isoflop_table, loss, published
 
-from scaling import laws, quantities, runs, solver
-from scaling.constraints import REPEATS, Constraints
-from scaling.design import candidate_grid, choose
-from scaling.fitting import Objective, fit
-from scaling.planning import plan
-from scaling.powerlaw import compute
-from scaling.uncertainty import bootstrap
+from scaling import laws, runs
+from scaling.certainty.bootstrap import bootstrap
+from scaling.decisions.constraints import REPEATS, Constraints
+from scaling.decisions.design import candidate_grid, choose
+from scaling.decisions.plan import plan
+from scaling.fitting import quantities, solver
+from scaling.fitting.fit import Objective, fit
+from scaling.fitting.powerlaw import compute
 
 TABLE = isoflop_table(held_out=False, noise=1e-6, sizes=8)
 GRID = np.geomspace(1e3, 1e7, 200_001)

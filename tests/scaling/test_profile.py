@@ -6,14 +6,15 @@ import scipy.optimize
 import scipy.stats
 from tables import TRUTH, isoflop_table, published
 
-from scaling import laws, quantities, runs, solver
-from scaling.constrained import HELD, Held
-from scaling.covariance import Noise
-from scaling.fitting import Kind, Objective, fit
-from scaling.identifiability import Standing, identify
+from scaling import laws, runs
+from scaling.certainty.constrained import HELD, Held
+from scaling.certainty.covariance import Noise
+from scaling.certainty.identifiability import Standing, identify
+from scaling.certainty.profile import End, profile, profiles
+from scaling.fitting import quantities, solver
+from scaling.fitting.fit import Kind, Objective, fit
+from scaling.fitting.powerlaw import Compute
 from scaling.laws import CHINCHILLA
-from scaling.powerlaw import Compute
-from scaling.profile import End, profile, profiles
 
 COST = Compute(10.0, 0.974, 0.0)
 SQUARES = Objective(Kind.LEAST_SQUARES)
@@ -192,7 +193,7 @@ def test_results_display_themselves_and_are_plain_types():
 
 
 def test_large_tables_are_profiled_on_some_of_their_runs(monkeypatch):
-    monkeypatch.setattr("scaling.profile.LARGE", 120)
+    monkeypatch.setattr("scaling.certainty.profile.LARGE", 120)
     found = fit(runs.Table(isoflop_table(held_out=False, sizes=60)), "chinchilla", objective=SQUARES)
     some = profile(found, "alpha", clusters=np.arange(240))
     assert len(some.fit.residuals) == 120

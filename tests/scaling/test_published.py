@@ -12,10 +12,10 @@ import scipy.optimize
 from tables import published as path_of
 
 from scaling import published, runs
-from scaling.fitting import Kind, Objective, fit
+from scaling.fitting.fit import Kind, Objective, fit
+from scaling.fitting.quantities import optimum
 from scaling.laws import experts, schedule
 from scaling.published import Original, PublishedTable, Rows
-from scaling.quantities import optimum
 
 SQUARES = Objective(Kind.LEAST_SQUARES)
 GOPHER = 5.76e23

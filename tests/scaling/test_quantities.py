@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tables import TRUTH
 
-from scaling import laws, quantities
-from scaling.powerlaw import Compute
+from scaling import laws
+from scaling.fitting import quantities
+from scaling.fitting.powerlaw import Compute
 
 SIX = Compute(6.0, 1.0, 0.0)
 DRAWS = {name: value * np.array([1.0, 1.02, 0.97]) for name, value in TRUTH.items()}

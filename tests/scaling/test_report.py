@@ -17,9 +17,9 @@ from experiments.commands import fit as fit_command
 from experiments.commands import plot as plot_command
 from experiments.commands import report as report_command
 from scaling import figures, report, runs
-from scaling.held_out import predict_held_out
+from scaling.approaches.held_out import predict_held_out
+from scaling.approaches.study import study
 from scaling.report import explorer, pictures, tables
-from scaling.study import study
 
 TABLE = isoflop_table()
 

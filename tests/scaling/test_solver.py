@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from tables import TRUTH, isoflop_table
 
-from scaling import laws, solver
-from scaling.derivatives import compiled, reverse
+from scaling import laws
+from scaling.fitting import solver
+from scaling.fitting.derivatives import compiled, reverse
+from scaling.fitting.starts import starting_points
 from scaling.laws import Law, coefficient, exponent, offset
-from scaling.starts import starting_points
 
 PIECES = Law(
     name="pieces",

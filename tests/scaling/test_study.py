@@ -7,14 +7,14 @@ import pytest
 from tables import BUDGETS, HELD_OUT, TRUTH, curves_of, flops_per_token, isoflop_table, loss
 
 from scaling import published, runs
+from scaling.approaches.frontier import check_curves, frontier, lower_envelope
+from scaling.approaches.held_out import HeldOut, as_held_out, predict_held_out
+from scaling.approaches.isoflop import group_budgets, isoflop
+from scaling.approaches.study import Approach, study
 from scaling.estimate import Estimate
-from scaling.frontier import check_curves, frontier, lower_envelope
-from scaling.held_out import HeldOut, as_held_out, predict_held_out
-from scaling.isoflop import group_budgets, isoflop
+from scaling.fitting.powerlaw import Compute, compute, line
+from scaling.fitting.quantities import optimum
 from scaling.laws import CHINCHILLA
-from scaling.powerlaw import Compute, compute, line
-from scaling.quantities import optimum
-from scaling.study import Approach, study
 
 TABLE = isoflop_table()
 

@@ -9,14 +9,16 @@ import pytest
 import scipy.stats
 from tables import TRUTH, isoflop_table, published
 
-from scaling import quantities, runs, solver, uncertainty
-from scaling.confidence import Method, intervals
-from scaling.covariance import Noise, covariance, sensitivity
-from scaling.fitting import Kind, Objective, fit
+from scaling import runs
+from scaling.certainty import bootstrap as uncertainty
+from scaling.certainty.bootstrap import Multiplier, Resampling, bootstrap, laplace
+from scaling.certainty.covariance import Noise, covariance, sensitivity
+from scaling.certainty.intervals import Method, intervals
+from scaling.certainty.replicates import replicates
+from scaling.fitting import quantities, solver
+from scaling.fitting.fit import Kind, Objective, fit
+from scaling.fitting.powerlaw import Compute
 from scaling.laws import CHINCHILLA
-from scaling.powerlaw import Compute
-from scaling.replicates import replicates
-from scaling.uncertainty import Multiplier, Resampling, bootstrap, laplace
 
 SQUARES = Objective(Kind.LEAST_SQUARES)
 

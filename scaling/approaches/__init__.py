@@ -1,0 +1,1 @@
+"""Hoffmann's three approaches to the compute-optimal size, side by side."""

@@ -1,0 +1,1 @@
+"""How sure a fit is: resampling, curvature, profiles, and verdicts in words."""

@@ -1,0 +1,1 @@
+"""What a fit is for: auditing it, planning with it, comparing two."""
