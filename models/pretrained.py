@@ -72,8 +72,9 @@ def save(folder: str | os.PathLike, model: Model) -> None:
     form = form_of(family)
     model_type = next(name for name, known in FORMATS.items() if known is form)
     written = {"model_type": model_type} | form.write(model.config)
-    if replace(architecture_of(written), family=family) != without_dropout(model.config):
-        raise ValueError(f"{family}: the architecture has settings that its config.json cannot say")
+    said, meant = replace(architecture_of(written), family=family), without_dropout(model.config)
+    if said != meant:
+        raise ValueError(f"{family}: config.json cannot say that {_difference(said, meant)}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, write in (
         (SINGLE, lambda path: save_file(tensors(model, form), path, metadata={"format": "pt"})),
@@ -160,6 +161,17 @@ def tensors(model: Model, form: Format) -> dict[str, np.ndarray]:
         inputs = [_inputs(params[path], value.shape) for path, value in zip(tensor.params, values, strict=True)]
         found[tensor.name] = np.ascontiguousarray(tensor.join(values, inputs))
     return found
+
+
+def _difference(one: Any, other: Any, where: str = "architecture") -> str:
+    """The first setting of the second configuration that is not that of the first."""
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        pairs = [(a, b, f"{where}.{index}") for index, (a, b) in enumerate(zip(one, other, strict=True))]
+    elif is_dataclass(one) and type(one) is type(other):
+        pairs = [(getattr(one, f.name), getattr(other, f.name), f"{where}.{f.name}") for f in fields(one)]
+    else:
+        return f"{where} is {other}"
+    return next(_difference(*pair) for pair in pairs if pair[0] != pair[1])
 
 
 def _params(model: Model) -> dict[str, nnx.Param]:
