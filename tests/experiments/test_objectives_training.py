@@ -1,5 +1,6 @@
 """Random examples in training and evaluation: other ones at every step, the same ones however they are computed."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from objective_cases import Encoder, assert_rows_stand_alone, spread, text_rows
-from training_cases import LENGTH, differences, losses, train_to_end, train_until
+from test_train_processes import train_in_processes
+from training_cases import LENGTH, differences, losses, metrics_in, train_to_end, train_until
 
 from experiments.evaluation import evaluate, row_losses
 from experiments.objectives import Causal, Masked, Vocabulary
@@ -38,6 +40,18 @@ def test_a_stopped_run_goes_on_with_the_same_masks(masked_run, prepared, ended, 
 def test_parts_and_meshes_ask_the_same(masked_run, prepared, ended, tmp_path):
     found = train_to_end(masked_run, tmp_path, prepared, devices=4, mesh="fsdp=2,tensor=2", accumulate=2)
     np.testing.assert_allclose(losses(found), losses(ended), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_asks_the_same(masked_run, prepared, ended, tmp_path, processes):
+    train_in_processes(
+        masked_run, tmp_path, prepared, processes=processes, devices=8 // processes, mesh="data=8", checkpoint_steps=12
+    )
+    found = [line["loss"] for line in metrics_in(tmp_path)]
+    np.testing.assert_allclose(found, losses(ended)[:-1], rtol=1e-5)
+    held_out = json.loads((tmp_path / "result.json").read_bytes())["loss"]
+    assert held_out == pytest.approx(ended.result["loss"], rel=1e-5)
 
 
 def test_there_are_no_bits_per_byte_of_hidden_tokens_alone(masked_run, ended):
