@@ -10,7 +10,7 @@ quickstart: $(INSTALLED)
 	$(VENV)/bin/scaling quickstart
 
 test: $(TESTED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile  # files side by side: compiling keeps one core busy
 
 lint: $(TESTED)
 	$(VENV)/bin/ruff check .

@@ -31,7 +31,7 @@ _CELLS = 2**14  # problems x rows that a thread has under way: few enough for th
 _SLOTS = (1, 256)  # least and most problems under way
 _DAMPING = (1e-15, 1e12)  # least and most
 _FIRST = (1e-4, 1.0)  # damping of the first step, near an optimum and far from one
-_ROWS = 32  # the smallest table a program is compiled for
+_LEAST = 6  # log2 of the fewest rows of a program
 
 
 class Solution(NamedTuple):
@@ -118,8 +118,12 @@ def _processors() -> int:
 
 
 def padding(rows: int) -> int:
-    """Rows of the program a table is solved by: few distinct numbers, so that tables of like size share one."""
-    return max(_ROWS, 1 << (rows - 1).bit_length())
+    """Rows of the program a table is solved by: 64, 256, 1024, ..., so that tables of like size share one.
+
+    A program takes seconds to compile and rows without weight little to run.
+    """
+    doublings = max((rows - 1).bit_length(), _LEAST)
+    return 1 << (doublings + doublings % 2)
 
 
 def pad(values: Float[np.ndarray, "rows ..."], rows: int, *, mode: str = "constant") -> Float[np.ndarray, "padded ..."]:
