@@ -2,10 +2,13 @@
 
 import difflib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+
+from experiments.launch.environment import CACHE
 
 COMMANDS = {
     "quickstart": "train an IsoFLOP sweep on text that every machine has, fit the law, predict a larger run, report",
@@ -51,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     import tyro
 
+    os.environ.update(CACHE | os.environ)  # before JAX is imported
     command = importlib.import_module(f"experiments.commands.{name}").Command
     config = (tyro.conf.EnumChoicesFromValues, tyro.conf.AvoidSubcommands)
     return tyro.cli(command, prog=f"scaling {name}", args=arguments, config=config)()

@@ -102,7 +102,7 @@ class Displayed(ABC):
             yield f"\n[dim]{escape(section.title)}[/]"
             table = Table(box=None, pad_edge=False, header_style="dim")
             for name, left in zip(section.header, section.text(), strict=True):
-                table.add_column(escape(name), justify="left" if left else "right")
+                table.add_column(escape(name), justify="left" if left else "right", overflow="fold")
             for row in section.rows:
                 table.add_row(*(escape(cell) for cell in row))
             yield table

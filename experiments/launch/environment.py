@@ -10,6 +10,13 @@ from pathlib import Path
 _RESTARTED = "SCALING_RESTARTED_FOR_CPU"
 
 
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path.home() / ".cache" / "scaling-experiments" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+"""Compiled programs kept between processes, where the user has not chosen otherwise."""
+
+
 def cpu_environment(*, devices: int = 1, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment variables for a process that computes on the CPU.
 
@@ -33,8 +40,7 @@ def cpu_environment(*, devices: int = 1, base: Mapping[str, str] | None = None) 
     tunables = environment.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" and "glibc.malloc.hugetlb" not in tunables:
         environment["GLIBC_TUNABLES"] = f"{tunables}:glibc.malloc.hugetlb=1".lstrip(":")
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "scaling-experiments" / "xla"))
-    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    environment = CACHE | environment
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return environment
 

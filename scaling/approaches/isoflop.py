@@ -176,6 +176,7 @@ def isoflop(frame: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> Iso
     draws = None if good[0].draws is None else np.stack([budget.draws for budget in good], axis=1)
     if draws is not None:
         draws = draws[np.isfinite(draws).all(axis=(1, 2))]
+        draws = draws if len(draws) else None  # noise so large that every draw loses a minimum
 
     def through(values, draws) -> PowerLaw:
         return line(at, np.exp(values), draws=draws, spread=spread)
