@@ -89,23 +89,22 @@ def test_weights_are_those_of_weighted_least_squares():
 
 @pytest.mark.parametrize("delta", [1e-3, 7e-3, 1.0])
 def test_the_covariance_of_a_robust_fit_is_that_of_repeated_tables(delta):
-    """The standard error claimed, against the spread of optima over 300 tables drawn from the truth."""
+    """The standard error claimed, typical of eight tables, against the spread of optima over 300 more."""
     frame = isoflop_table(noise=0.0, held_out=False, sizes=30)
-    found = fit(
-        runs.Table(isoflop_table(seed=1, held_out=False, sizes=30)), "chinchilla", objective=Objective(delta=delta)
-    )
+    tables = [runs.Table(isoflop_table(seed=seed, held_out=False, sizes=30)) for seed in range(1, 9)]
+    fits = [fit(table, "chinchilla", objective=Objective(delta=delta)) for table in tables]
     noise = 0.007 * np.random.default_rng(2).standard_normal((300, len(frame)))
     theta = solver.minimise(
         CHINCHILLA,
-        found.columns,
-        theta=np.repeat(found.theta[None], 300, axis=0),
+        fits[0].columns,
+        theta=np.repeat(fits[0].theta[None], 300, axis=0),
         target=np.log(frame["loss"].to_numpy()) + noise,
         weights=np.ones((1, len(frame))),
         delta=delta,
     ).theta
     for assumed in Noise:
-        claimed = np.sqrt(np.diag(covariance(found, noise=assumed).matrix))
-        np.testing.assert_allclose(claimed, theta.std(axis=0), rtol=0.35)
+        claimed = np.median([np.sqrt(np.diag(covariance(each, noise=assumed).matrix)) for each in fits], axis=0)
+        np.testing.assert_allclose(claimed, theta.std(axis=0), rtol=0.25)
 
 
 def test_noise_that_differs_is_seen_by_what_does_not_assume_it_equal():
