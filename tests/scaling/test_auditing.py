@@ -58,6 +58,7 @@ def test_errors_are_those_of_a_fit_by_hand(sound):
     assert at.reach == pytest.approx(above["flops"].max() / below["flops"].max())
 
 
+@pytest.mark.slow
 def test_exponents_hold_where_the_law_does_and_drift_where_it_does_not(sound):
     held = {drift.quantity: drift for drift in sound.drifts}
     assert set(held) == {"a", "alpha", "beta"}
@@ -80,6 +81,7 @@ def test_a_collinear_design_is_refused_and_told_why():
     assert any("Runs at other tokens per parameter" in warning for warning in found.warnings)
 
 
+@pytest.mark.slow
 def test_tables_too_small_or_of_one_size_are_flagged_and_not_ranked():
     small = audit(isoflop_table(held_out=False).head(9), FEW)
     assert not small.scores

@@ -44,6 +44,7 @@ def test_the_better_recipe_wins_by_the_compute_it_is_worth():
     assert turned.multiplier.value == pytest.approx(1 / at.multiplier.value, rel=0.1)
 
 
+@pytest.mark.slow
 def test_equal_recipes_are_not_told_apart():
     sure = [
         max(p, 1 - p)
@@ -56,6 +57,7 @@ def test_equal_recipes_are_not_told_apart():
     assert 1.0 in found.verdicts[0].multiplier
 
 
+@pytest.mark.slow
 def test_the_budget_at_which_the_ranking_turns():
     """The second has the larger floor and the faster start, so that it is better below and worse above."""
     other = {"E": 1.9, "A": 0.8 * TRUTH["A"], "B": 0.8 * TRUTH["B"]}
@@ -86,6 +88,7 @@ def test_tables_that_do_not_compare_are_told_why():
     assert not compared(table(seed=0), table(seed=1), flops=2e11).warnings
 
 
+@pytest.mark.slow
 def test_budgets_far_beyond_the_runs_and_fits_that_contradict_them_are_warned_about():
     far = compared(table(seed=0), table(seed=1), flops=1e15)
     assert "1.25e+03 times beyond" in " ".join(far.warnings)

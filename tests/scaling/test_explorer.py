@@ -19,6 +19,9 @@ from scaling.report import explorer
 TABLE = isoflop_table().drop(columns="params_nonembedding")
 
 
+pytestmark = pytest.mark.slow  # a minute of a browser
+
+
 @pytest.fixture(scope="module")
 def made():
     return study(TABLE, curves_of(TABLE), resamples=200)

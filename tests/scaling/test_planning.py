@@ -42,6 +42,7 @@ def test_the_free_optimum_is_the_one_a_search_finds():
 
 
 @pytest.mark.parametrize("law", ["chinchilla", "data-constrained"])
+@pytest.mark.slow
 def test_limited_data_is_repeated_at_a_discount(law):
     """With a tenth of the tokens: as searched with the published discount, or by a law that was fitted with repeats."""
     unique = 1e6
@@ -110,6 +111,7 @@ def test_deviating_costs_what_the_law_says():
     assert np.isinf(tiny[0])
 
 
+@pytest.mark.slow
 def test_a_plan_far_beyond_the_table_or_on_a_fit_that_failed_says_so():
     far = planned(flops=1e16)
     assert "1.25e+04 times beyond the largest run" in " ".join(far.warnings)
@@ -123,6 +125,7 @@ def test_a_plan_far_beyond_the_table_or_on_a_fit_that_failed_says_so():
 
 
 @pytest.mark.parametrize("target", ["params", "loss", "alpha"])
+@pytest.mark.slow
 def test_next_runs_shrink_the_interval_as_predicted_and_more_than_other_runs(target):
     """Tables are simulated from the truth with and without the chosen runs, and refitted."""
     noise, simulated = 0.004, 600

@@ -56,6 +56,7 @@ def run(command, *arguments):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_a_study_with_missing_approaches_is_drawn_and_reported():
     few = TABLE[TABLE["params"] > 3e4].assign(role="sweep").reset_index(drop=True)
     made = study(few, resamples=50)
@@ -100,6 +101,7 @@ def test_words_in_the_data_cannot_end_the_script():
     assert json.loads(text)["name"].startswith("</script>")
 
 
+@pytest.mark.slow
 def test_large_tables_are_thinned_in_the_page():
     generator = np.random.default_rng(0)
     params, tokens = 10 ** generator.uniform(6, 9, 2200), 10 ** generator.uniform(8, 11, 2200)
@@ -128,6 +130,7 @@ def test_only_conventions_in_use_are_offered():
     )
 
 
+@pytest.mark.slow
 def test_another_convention_is_the_table_read_that_way(made):
     """Refitted under C = 6 N' D, as a study of the renamed table would be; the training curves move with their runs."""
     there = explorer.under(made, runs.Convention("params_nonembedding", "flops_kaplan"))
@@ -198,6 +201,7 @@ def test_fit_maps_columns_filters_rows_and_prints_a_table(tmp_path, capsys):
         run(fit_command, path, *names, "--law", "chinchila")
 
 
+@pytest.mark.slow
 def test_plot_writes_whole_files_of_the_kinds_asked_for(folder, monkeypatch):
     monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in ("residuals", "optimal_sizes")})
     options = ("--resamples", 50, "--formats", "png", "pdf", "--theme", "dark", "--beside", "Hoffmann", "--audit")
