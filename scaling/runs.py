@@ -68,6 +68,7 @@ SCHEMA: dict[str, str] = {
 # Floats as written, to the last bit: from pandas 3.1 on the only way, and the option deprecated.
 _EXACT = {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
 HELD_OUT = "held-out"
+_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _POSITIVE = ("params", "params_nonembedding", "params_active", "tokens", "flops", "flops_6nd", "flops_kaplan", "loss")
 
 
@@ -137,23 +138,19 @@ def read(path: str | Path, *, columns: Mapping[str, str] | None = None, where: s
         raise FileNotFoundError(f"no table of runs at {path}")
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in {".gz", ".xz", ".zst", ".bz2"}]
     kind = suffixes[-1] if suffixes else ""
+    if kind not in _KINDS:
+        raise ValueError(f"{path}: tables are read from {', '.join(_KINDS)}, not {kind or 'no suffix'!r}")
     try:
         if kind in {".csv", ".tsv"}:
             separator = "\t" if kind == ".tsv" else ","
             frame = pd.read_csv(path, sep=separator, **_EXACT, encoding="utf-8-sig")
         elif kind in {".jsonl", ".ndjson"}:
             frame = pd.read_json(path, lines=True, precise_float=True)
-        elif kind == ".parquet":
-            frame = pd.read_parquet(path)
         else:
-            raise LookupError
-    except LookupError:
-        raise ValueError(
-            f"{path}: tables are read from .csv, .tsv, .jsonl or .parquet, not {kind or 'no suffix'!r}"
-        ) from None
+            frame = pd.read_parquet(path)
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path}: the file is empty") from None
-    except Exception as error:
+    except Exception as error:  # each reader has exceptions of its own
         raise ValueError(f"{path}: not a readable {kind[1:]} table ({str(error).splitlines()[0]})") from None
     if frame.empty:
         raise ValueError(f"{path}: the table has no rows")
@@ -179,7 +176,7 @@ def _column(frame: pd.DataFrame, ours: str, theirs: str, name: str) -> pd.Series
         quoted = re.sub("|".join(map(re.escape, odd)), lambda match: f"`{match[0]}`", theirs) if odd else theirs
         try:
             return frame.eval(theirs if "`" in theirs else quoted, engine="python", local_dict={}, global_dict={})
-        except Exception:
+        except Exception:  # whatever a text that is no expression raises
             raise ValueError(
                 f"{name}: {theirs!r} (asked for as {ours}) is neither a column nor an expression of columns"
                 + nearest(theirs, map(str, frame.columns))
@@ -234,7 +231,7 @@ def _select(frame: pd.DataFrame, where: str, table: str) -> pd.DataFrame:
     except pd.errors.UndefinedVariableError as error:
         name = str(error).split("'")[1]
         raise ValueError(f"{table}: no column {name!r} in {where!r}" + nearest(name, map(str, frame.columns))) from None
-    except Exception as error:
+    except Exception as error:  # whatever a text that is no expression raises
         raise ValueError(f"cannot read the row filter {where!r} ({str(error).splitlines()[0]})") from None
     if not isinstance(kept, pd.DataFrame):
         raise ValueError(f"the row filter {where!r} does not select rows; write a comparison such as 'loss < 3'")

@@ -1,5 +1,6 @@
 """How sure a fit is: draws of its parameters by bootstrap or Laplace, intervals of anything they determine."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -55,7 +56,7 @@ class Multiplier(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draws:
+class Draws(ABC):
     """Draws of a law's parameters, and intervals of whatever follows from them.
 
     Attributes:
@@ -72,9 +73,9 @@ class Draws:
     level: float = LEVEL
 
     @property
+    @abstractmethod
     def method(self) -> str:
         """The intervals in words."""
-        raise NotImplementedError
 
     @property
     def by_name(self) -> dict[str, Float[np.ndarray, " draws"]]:
