@@ -20,6 +20,7 @@ ERRORS = "loss_se"
 """The column of standard errors; as weights it means their inverse squares."""
 
 _MANY = 2**13  # rows beyond which starts are tried on a part of the table
+_MEETING = 9  # decimals, of the solver's coordinates, in which starts agree that found one least-squares optimum
 _UNCERTIFIED = "NO CERTIFIED OPTIMUM, do not use these parameters: "
 
 
@@ -278,12 +279,14 @@ def _solve(
     # Least squares first: smooth, so every start arrives; the robust objective then begins nearby.
     begin = solver.encode(law, starting_points(law, part, np.exp(target[rows]), count=starts))
     solution = smooth = minimise(begin, solver.LEAST_SQUARES)
-    if objective.kind is Kind.HUBER:
-        solution = minimise(smooth.theta, objective.delta)
+    reached = np.arange(len(begin))  # of every start, where it went
+    if objective.kind is Kind.HUBER:  # starts that met go on as one
+        _, met, reached = np.unique(smooth.theta.round(_MEETING), axis=0, return_index=True, return_inverse=True)
+        solution = minimise(smooth.theta[met], objective.delta)
     if not np.isfinite(solution.value).any():
         raise ValueError(f"law {law.name!r} is not finite on this table at any starting point")
     best = int(np.nanargmin(solution.value))
-    share = float(np.mean(solution.value <= solution.value[best] * (1 + 1e-6) + 1e-20))
+    share = float(np.mean(solution.value[reached] <= solution.value[best] * (1 + 1e-6) + 1e-20))
     solution = solver.Solution(*(field[[best]] for field in solution))
     others = begin[[len(begin) // 2]]
     second = second_opinion(law, part, **problem, solution=solution, starts=others)

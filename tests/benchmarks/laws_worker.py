@@ -9,8 +9,9 @@ import sys  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from scaling import fit, runs, solver  # noqa: E402
-from scaling.fitting.fit import Kind, Objective  # noqa: E402
+from scaling import runs  # noqa: E402
+from scaling.fitting import solver  # noqa: E402
+from scaling.fitting.fit import Kind, Objective, fit  # noqa: E402
 from scaling.fitting.starts import starting_points  # noqa: E402
 from scaling.laws import CHINCHILLA  # noqa: E402
 
@@ -41,15 +42,9 @@ def begin(frame, count: int) -> np.ndarray:
 
 
 def starts(frame, count: int) -> np.ndarray:
-    """Solve the table from many starts: exponents spread, the rest by variable projection; objectives."""
-    columns = {name: frame[name].to_numpy() for name in CHINCHILLA.columns}
-    target = np.log(frame["loss"].to_numpy())
-    theta = begin(frame, count)
-    problem = {"target": target[None], "weights": np.ones((1, len(target)))}
-    for delta in (solver.LEAST_SQUARES, DELTA):
-        solution = solver.minimise(CHINCHILLA, columns, theta=theta, **problem, delta=delta)
-        theta = solution.theta
-    return solution.value
+    """Fit the table from many starts: exponents spread, the rest by variable projection; objectives."""
+    found = fit(runs.Table(frame), CHINCHILLA, objective=Objective(Kind.HUBER, DELTA), starts=count)
+    return np.where(np.arange(count) < round(found.certificate.share * count), found.value, np.inf)
 
 
 def main() -> None:
