@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from models.cost import Cost, visible_pairs
 from models.execution import Execution, Kernel
 from models.layers import Norm, Normalize, Role, add_bias, dropout, parameter, project, soft_cap
-from models.positions import Positions, Rotary, alibi_slopes, rotate
+from models.positions import Positions, Rotary, Start, alibi_slopes, rotate
 
 QUERIES = ("batch", "kv_heads", "groups", "length", "head_dim")
 KEYS = ("batch", "kv_heads", "length", "head_dim")
@@ -164,20 +164,44 @@ class MultiHeadAttention(nnx.Module):
             bias: added to scores.
             key: randomness for dropout; None for none.
         """
-        config, run = self.config, self.execution
-        source = x if memory is None else memory
-        q = add_bias(project("bld,dkgh->bkglh", x, self.query, QUERIES, run), self.query_bias, run)
+        config, source = self.config, (x if memory is None else memory)
+        start = Start(bound=x.shape[1]) if memory is None else None
+        q, (k, v) = self.queries(x, start), self.keys_and_values(source, start)
+        sight = Sight.of(config, segments, prefix) if memory is None else Sight.whole(segments, memory_segments)
+        mixed = attend(q, k, v, config, self.execution, sight=sight, bias=bias, key=key)
+        return self.outputs(checkpoint_name(mixed, "attention"))
+
+    def queries(
+        self, x: Float[Array, "batch length embed"], start: Start | None
+    ) -> Float[Array, "batch kv_heads groups length head_dim"]:
+        """What is asked; `start` says where the piece begins, None that places do not count (of a memory)."""
+        q = add_bias(
+            project("bld,dkgh->bkglh", x, self.query, QUERIES, self.execution), self.query_bias, self.execution
+        )
+        if self.config.qk_norm:
+            q = self.query_norm(q)
+        return rotate(q, self.config.rotary, start) if self._turns(start) else q
+
+    def keys_and_values(
+        self, source: Float[Array, "batch length embed"], start: Start | None
+    ) -> tuple[Float[Array, "batch kv_heads length head_dim"], Float[Array, "batch kv_heads length head_dim"]]:
+        """What is attended to; `start` as for `queries`."""
+        run = self.execution
         k = add_bias(project("bld,dkh->bklh", source, self.key, KEYS, run), self.key_bias, run)
         v = add_bias(project("bld,dkh->bklh", source, self.value, KEYS, run), self.value_bias, run)
-        if config.qk_norm:
-            q, k = self.query_norm(q), self.key_norm(k)
-        if config.positions is Positions.ROTARY and memory is None:
-            q = rotate(q, config.rotary)
-            k = rotate(k[:, :, None], config.rotary)[:, :, 0]
-        sight = Sight.of(config, segments, prefix) if memory is None else Sight.whole(segments, memory_segments)
-        mixed = checkpoint_name(attend(q, k, v, config, run, sight=sight, bias=bias, key=key), "attention")
-        out = project("bkglh,kghd->bld", mixed, self.out, ("batch", "length", "embed"), run)
-        return add_bias(out, self.out_bias, run)
+        if self.config.qk_norm:
+            k = self.key_norm(k)
+        return (rotate(k[:, :, None], self.config.rotary, start)[:, :, 0] if self._turns(start) else k), v
+
+    def outputs(
+        self, mixed: Float[Array, "batch kv_heads groups length head_dim"]
+    ) -> Float[Array, "batch length embed"]:
+        """What `attend` returned, as it is added to the residual stream."""
+        out = project("bkglh,kghd->bld", mixed, self.out, ("batch", "length", "embed"), self.execution)
+        return add_bias(out, self.out_bias, self.execution)
+
+    def _turns(self, start: Start | None) -> bool:
+        return start is not None and self.config.positions is Positions.ROTARY
 
 
 @dataclass(frozen=True, kw_only=True)

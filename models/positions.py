@@ -6,6 +6,7 @@ The relative bias of T5 is inside attention too, but one table serves all blocks
 from dataclasses import dataclass
 from enum import Enum
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -85,8 +86,27 @@ class Rotary:
         return rates if self.scaling is None else self.scaling(rates)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a piece of a row begins: at its first place, or further on where what came before is remembered.
+
+    Attributes:
+        place: the piece's first place.
+        bound: one more than the furthest place that any piece of the row can have.
+    """
+
+    place: Int[Array, ""] | int = 0
+    bound: int
+
+    def piece(self, table: Float[Array, "bound size"], length: int) -> Float[Array, "length size"]:
+        """The rows of a table by place that belong to a piece of `length`."""
+        if isinstance(self.place, int):
+            return table[self.place : self.place + length]
+        return jax.lax.dynamic_slice_in_dim(table, self.place, length)
+
+
 def rotate(
-    x: Float[Array, "batch kv_heads groups length head_dim"], rotary: Rotary
+    x: Float[Array, "batch kv_heads groups length head_dim"], rotary: Rotary, start: Start
 ) -> Float[Array, "batch kv_heads groups length head_dim"]:
     """Rotary embedding by the place in the row (Su et al. 2021, equation 34; pairs are the two halves of what turns).
 
@@ -94,10 +114,10 @@ def rotate(
     """
     length, dims = x.shape[-2], rotary.dims or x.shape[-1]
     half = dims // 2
-    angles = np.arange(length)[:, None] * rotary.rates(dims)
+    angles = np.arange(start.bound)[:, None] * rotary.rates(dims)
     shape = (1,) * (x.ndim - 2) + (length, half)
-    cos = jnp.asarray(np.cos(angles), x.dtype).reshape(shape)
-    sin = jnp.asarray(np.sin(angles), x.dtype).reshape(shape)
+    cos = start.piece(jnp.asarray(np.cos(angles), x.dtype), length).reshape(shape)
+    sin = start.piece(jnp.asarray(np.sin(angles), x.dtype), length).reshape(shape)
     first, second, rest = x[..., :half], x[..., half:dims], x[..., dims:]
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned if dims == x.shape[-1] else [*turned, rest], axis=-1)
@@ -136,7 +156,10 @@ class RelativeBias:
 
     def bucket(self, length: int, *, causal: bool) -> Int[np.ndarray, "queries keys"]:
         """Number of the range that each pair of places falls in; where both directions are seen, half for each."""
-        ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
+        return self.ranges(np.arange(length)[None, :] - np.arange(length)[:, None], causal=causal)
+
+    def ranges(self, ahead: Int[np.ndarray, "*shape"], *, causal: bool) -> Int[np.ndarray, "*shape"]:
+        """Number of the range of each distance, which is how far the key is ahead of the query."""
         count = self.buckets if causal else self.buckets // 2
         away, exact = (np.maximum(-ahead, 0) if causal else np.abs(ahead)), count // 2
         # In float32, as trained models had it: at exact powers rounding decides.
@@ -158,9 +181,15 @@ class RelativeScores(nnx.Module):
 
     def __call__(self, length: int, *, causal: bool) -> Float[Array, "kv_heads groups length length"]:
         """What is added to the scores of every row."""
+        return self._scores(jnp.asarray(self.config.bucket(length, causal=causal)), "length")
+
+    def back(self, distances: Int[Array, " keys"], *, bound: int) -> Float[Array, "kv_heads groups 1 keys"]:
+        """What is added to the scores of one causal query with keys so far back, less than `bound`."""
+        buckets = jnp.asarray(self.config.ranges(-np.arange(bound), causal=True))
+        return self._scores(buckets[jnp.clip(distances, 0, bound - 1)][None], None)
+
+    def _scores(self, buckets: Int[Array, "queries keys"], axis: str | None):
         run = self.execution
-        bucket = jnp.asarray(self.config.bucket(length, causal=causal))
-        spec = run.rules.spec("length", None, "kv_heads", "groups")
+        spec = run.rules.spec(axis, None, "kv_heads", "groups")
         table = reshard(self.table[...].astype(run.dtype), run.rules.spec(None, None, None))
-        scores = table.at[bucket].get(out_sharding=spec)
-        return jnp.transpose(scores, (2, 3, 0, 1))
+        return jnp.transpose(table.at[buckets].get(out_sharding=spec), (2, 3, 0, 1))
