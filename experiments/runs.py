@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.configuration import from_json, to_json
+from experiments.data.examples import AnyExamples
 from experiments.data.prepare import DataConfig
 from experiments.objectives import AnyObjective, Causal, Sides
 from experiments.optimizer import AdamW, Schedule
@@ -24,7 +25,7 @@ class Run:
 
     Attributes:
         architecture: the model.
-        data: what the text is and how it became rows.
+        data: what the text is, or the examples, and how it became rows.
         rows: fingerprint of the prepared rows, which stands for the text itself.
         schedule: learning rate over the run.
         batch: rows per optimizer step.
@@ -37,7 +38,7 @@ class Run:
     """
 
     architecture: Architecture
-    data: DataConfig
+    data: DataConfig | AnyExamples
     rows: str
     schedule: Schedule
     batch: int
@@ -73,7 +74,8 @@ class Run:
         # Read back first: 1 and 1.0 are one setting.
         stored = to_json(from_json(Run, to_json(self)), identity=True)
         # Where text and tokenizer lie does not matter: the fingerprint of the rows stands for what they held.
-        del stored["data"]["source"], stored["data"]["tokenizer"]["path"]
+        del stored["data"]["source"]
+        stored["data"].get("tokenizer", {}).pop("path", None)
         return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

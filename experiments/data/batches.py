@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of `length + 1` tokens in a `.npy` file: inputs are `row[:-1]`, targets `row[1:]`.
+    """Rows of `length + 1` whole numbers in a `.npy` file: of packed text, inputs are `row[:-1]`, targets `row[1:]`.
 
     The file is opened at first use and in each process anew, so rows can be pickled.
     """
@@ -51,8 +51,8 @@ class Rows:
             raise ValueError(
                 f"prepared rows {self.path} are damaged ({error}); delete the folder and prepare again"
             ) from error
-        if array.ndim != 2 or array.shape[1] < 2 or array.dtype not in (np.uint16, np.uint32):
-            raise ValueError(f"{self.path} holds {array.dtype}{array.shape}, not rows of tokens")
+        if array.ndim != 2 or array.shape[1] < 2 or array.dtype not in (np.uint8, np.uint16, np.uint32):
+            raise ValueError(f"{self.path} holds {array.dtype}{array.shape}, not rows of tokens or pixels")
         return array.view(np.ndarray)  # np.memmap's own indexing is slower
 
     def __reduce__(self) -> tuple[type[Rows], tuple[Path]]:

@@ -1,4 +1,4 @@
-"""Source -> tokenizer -> fixed-length rows on disk, made once.
+"""Source -> tokenizer -> fixed-length rows on disk, made once. Here is what holds for all data, and packed text.
 
 The rows depend on the documents' texts, the tokenizer's settings, the row length, the held-out share and the seed, and
 on nothing else: whether a document is held out, and where it comes in the shuffled order, is decided by a hash of its
@@ -24,16 +24,16 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
 from experiments.data import tokenizer as tokenizers
 from experiments.data.prepared import Metadata, Prepared, SplitCounts, load
-from experiments.data.sources import AnySource, Contents, Embedded, Hasher, Source
+from experiments.data.sources import AnySource, Contents, Embedded, Hasher, Source, TextSource
 from experiments.data.tokenizer import Tokenizer, TokenizerConfig
 
 _FORMAT = 1  # raise it when the same configuration would give other rows
@@ -44,6 +44,44 @@ _RACY_NS = 2_000_000_000  # a file younger than this may change again without it
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share done of it, from 0 to 1."""
+
+
+class Preparable(Protocol):
+    """What `prepare` asks of a configuration: a source, and how it becomes rows.
+
+    Attributes:
+        source: where the data comes from.
+        length: columns of a row, less one.
+        held_out: share kept for evaluation.
+        seed: decides what is held out, and the order.
+    """
+
+    source: Any
+    length: int
+    held_out: float
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """How folders of such rows are called, before their fingerprint."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the rows, besides the source's contents."""
+
+    def make(self, contents: Contents, folder: Path, progress: Progress) -> dict[str, Any]:
+        """Writes `train.npy`, `held_out.npy` and maybe a tokenizer; returns its own fields of the metadata."""
+
+
+def check_share(held_out: float) -> None:
+    """Raises ValueError unless it is a share."""
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out is a share between 0 and 1, not {held_out}")
+
+
+def fingerprint(config: Preparable, contents: Contents) -> str:
+    """16 hexadecimal digits of a hash of everything that decides the rows made from these contents."""
+    identity = {"format": _FORMAT, "contents": contents.sha256} | config.identity()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -72,24 +110,25 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length must be at least 1 token, not {self.length}")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is a share between 0 and 1, not {self.held_out}")
+        check_share(self.held_out)
 
-    def fingerprint(self, contents: Contents) -> str:
-        """16 hexadecimal digits of a hash of everything that decides the rows made from these contents."""
-        identity = {
-            "format": _FORMAT,
-            "contents": contents.sha256,
-            "tokenizer": self.tokenizer.identity(),
-            "length": self.length,
-            "held_out": self.held_out,
-            "seed": self.seed,
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    @property
+    def title(self) -> str:
+        """How folders of such rows are called, before their fingerprint."""
+        return f"{self.tokenizer.kind.value}-length{self.length}"
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the rows, besides the source's contents."""
+        shares = {"length": self.length, "held_out": self.held_out, "seed": self.seed}
+        return shares | {"tokenizer": self.tokenizer.identity()}
+
+    def make(self, contents: Contents, folder: Path, progress: Progress) -> dict[str, Any]:
+        """Tokenises, shuffles, packs."""
+        return _make(self, contents, folder, progress)
 
 
 def prepare(
-    config: DataConfig, root: str | os.PathLike[str], *, progress: Progress = lambda what, share: None
+    config: Preparable, root: str | os.PathLike[str], *, progress: Progress = lambda what, share: None
 ) -> Prepared:
     """Makes the rows in a folder below `root`, or opens them where they are there already.
 
@@ -99,14 +138,14 @@ def prepare(
         progress: is told what goes on.
 
     Raises:
-        ValueError: if the text is unusable, or too little for one row of each split.
+        ValueError: if the data is unusable, or too little for one row of each split.
         FileNotFoundError: if the source names no files.
         OSError: if `root` cannot be written.
     """
     root = Path(root)
     contents = _contents(config.source, root, progress)
-    fingerprint = config.fingerprint(contents)
-    folder = root / f"{config.tokenizer.kind.value}-length{config.length}-{fingerprint}"
+    stands_for = fingerprint(config, contents)
+    folder = root / f"{config.title}-{stands_for}"
     if folder.exists():
         return load(folder)
     try:
@@ -116,7 +155,17 @@ def prepare(
         with tempfile.TemporaryDirectory(dir=root, prefix=prefix, ignore_cleanup_errors=True) as temporary:
             partial = Path(temporary, folder.name)
             partial.mkdir()
-            _make(config, contents, fingerprint, partial, progress)
+            metadata = Metadata(
+                fingerprint=stands_for,
+                source=str(config.source),
+                contents_sha256=contents.sha256,
+                length=config.length,
+                held_out_share=config.held_out,
+                seed=config.seed,
+                versions={"python": platform.python_version(), "numpy": np.__version__},
+                **config.make(contents, partial, progress),
+            )
+            (partial / "metadata.json").write_text(json.dumps(asdict(metadata), indent=1) + "\n")
             _publish(partial, folder)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
@@ -166,7 +215,7 @@ def _publish(partial: Path, folder: Path) -> None:
             raise
 
 
-class _Fate(NamedTuple):
+class Fate(NamedTuple):
     """What the hash of a document's text and the seed decide: its split, its place, its place in samples."""
 
     held_out: bool
@@ -174,16 +223,18 @@ class _Fate(NamedTuple):
     digest: bytes
 
 
-def _fate(data: bytes, config: DataConfig) -> _Fate:
+def fate(data: bytes, config: Preparable) -> Fate:
+    """That of a document, or of the part of an example that equal ones share."""
     text = hashlib.sha256(data).digest()
     digest = hashlib.sha256(text + str(config.seed).encode()).digest()
     split, place = (int.from_bytes(digest[start : start + 8], "little") for start in (0, 8))
-    return _Fate(split < config.held_out * 2**64, place, digest)
+    return Fate(split < config.held_out * 2**64, place, digest)
 
 
-def _make(config: DataConfig, contents: Contents, fingerprint: str, folder: Path, progress: Progress) -> None:
+def _make(config: DataConfig, contents: Contents, folder: Path, progress: Progress) -> dict[str, Any]:
     """Fills `folder`."""
-    tokenizer = _tokenizer(config, progress)
+    progress("training the tokenizer", 0.0)
+    tokenizer = make_tokenizer(config.tokenizer, lambda: _sample(config))
     tokenizer.save(folder / "tokenizer.model")
     spool = folder / "spool"
     with open(spool, "wb") as file:
@@ -195,53 +246,48 @@ def _make(config: DataConfig, contents: Contents, fingerprint: str, folder: Path
         counts[name] = _write_rows(folder / f"{name}.npy", tokens, table, held_out, config, contents)
     del tokens
     spool.unlink()
-    metadata = Metadata(
-        fingerprint=fingerprint,
-        source=str(config.source),
-        contents_sha256=contents.sha256,
-        tokenizer=config.tokenizer.identity(),
-        tokenizer_sha256=tokenizer.sha256,
-        vocab=tokenizer.vocab,
-        length=config.length,
-        held_out_share=config.held_out,
-        seed=config.seed,
-        versions={"python": platform.python_version(), "numpy": np.__version__},
-        **counts,
-    )
-    (folder / "metadata.json").write_text(json.dumps(asdict(metadata), indent=1) + "\n")
+    return counts | described(config.tokenizer, tokenizer)
+
+
+def described(config: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What metadata says of a tokenizer."""
+    return {"tokenizer": config.identity(), "tokenizer_sha256": tokenizer.sha256, "vocab": tokenizer.vocab}
 
 
 def _dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
     return np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32
 
 
-def _tokenizer(config: DataConfig, progress: Progress) -> Tokenizer:
-    kind = config.tokenizer.kind
-    if kind is tokenizers.Kind.BYTES:
+def make_tokenizer(config: TokenizerConfig, sample: Callable[[], list[str]]) -> Tokenizer:
+    """The tokenizer of a configuration; `sample` is asked for text where there is one to train."""
+    if config.kind is tokenizers.Kind.BYTES:
         tokenizer = tokenizers.ByteTokenizer()
-    elif kind is tokenizers.Kind.FILE:
-        tokenizer = tokenizers.load(config.tokenizer.path)
+    elif config.kind is tokenizers.Kind.FILE:
+        tokenizer = tokenizers.load(config.path)
     else:
-        progress("training the tokenizer", 0.0)
-        tokenizer = tokenizers.train(_sample(config), kind=kind, vocab=config.tokenizer.vocab)
-    return tokenizer.reserve(config.tokenizer.extra) if config.tokenizer.extra else tokenizer
+        tokenizer = tokenizers.train(sample(), kind=config.kind, vocab=config.vocab)
+    return tokenizer.reserve(config.extra) if config.extra else tokenizer
 
 
 def _sample(config: DataConfig) -> list[str]:
-    """A seeded sample of the training documents: the chunks of smallest hash, as many as the setting allows."""
+    """A sample of the training documents."""
+    decided = ((document.text, fate(document.text.encode(), config)) for document in config.source.documents())
+    texts = ((text, one.digest) for text, one in decided if not one.held_out)
+    return sample(texts, config.tokenizer.sample_bytes)
+
+
+def sample(texts: Iterable[tuple[str, bytes]], most: int) -> list[str]:
+    """The chunks of texts whose hash, with the digest beside each text, is smallest, up to so many bytes."""
     heap: list[tuple[int, int, str]] = []  # the largest hash on top
     size = 0
-    for document in config.source.documents():
-        fate = _fate(document.text.encode(), config)
-        if fate.held_out:
-            continue
-        for start in range(0, len(document.text), _SAMPLE):
-            chunk = document.text[start : start + _SAMPLE]
-            key = hashlib.sha256(fate.digest + start.to_bytes(8, "little")).digest()
+    for text, digest in texts:
+        for start in range(0, len(text), _SAMPLE):
+            chunk = text[start : start + _SAMPLE]
+            key = hashlib.sha256(digest + start.to_bytes(8, "little")).digest()
             cost = len(chunk.encode())
             heapq.heappush(heap, (-int.from_bytes(key[:8], "little"), cost, chunk))
             size += cost
-            while size - heap[0][1] >= config.tokenizer.sample_bytes:
+            while size - heap[0][1] >= most:
                 size -= heapq.heappop(heap)[1]
     return [chunk for _, _, chunk in sorted(heap)]
 
@@ -269,7 +315,7 @@ def _tokenize(
     for names, texts in _blocks(config.source):
         progress("tokenising", done / max(contents.bytes, 1))
         encoded = [text.encode() for text in texts]
-        fates = [_fate(data, config) for data in encoded]
+        fates = [fate(data, config) for data in encoded]
         for name, data in zip(names, encoded, strict=True):
             hasher.add(name, data)
         ids = tokenizer.encode_all(texts)
@@ -288,8 +334,8 @@ def _tokenize(
             )
         file.write(flat.tobytes())
         done += int(sizes.sum())
-        held_out = np.asarray([fate.held_out for fate in fates], bool)
-        blocks.append(_Table(held_out, np.asarray([fate.place for fate in fates], np.uint64), sizes, counts))
+        held_out = np.asarray([one.held_out for one in fates], bool)
+        blocks.append(_Table(held_out, np.asarray([one.place for one in fates], np.uint64), sizes, counts))
     if hasher.contents() != contents:
         raise ValueError("the source's files changed while they were read; run again")
     if not blocks:
@@ -297,7 +343,7 @@ def _tokenize(
     return _Table(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
-def _blocks(source: Source) -> Iterator[tuple[list[str], list[str]]]:
+def _blocks(source: TextSource) -> Iterator[tuple[list[str], list[str]]]:
     """Names and texts of documents, gathered to a few MB."""
     names: list[str] = []
     texts: list[str] = []
@@ -334,25 +380,30 @@ def _write_rows(
             f"{width}; give more text or more documents (lines or paragraphs instead of files), a {more} held-out "
             "share, or a smaller length"
         )
-    sha = hashlib.sha256()
-    # Written as a file, not through a memory map, so that a full disk is an error and not a crash.
-    with open(path, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(tokens.dtype), "fortran_order": False, "shape": (n_rows, width)}
-        np.lib.format.write_array_header_1_0(file, header)
-        left = n_rows * width
-        for block in _gather(tokens, (ends - table.tokens)[chosen], ends[chosen]):
-            data = block[:left].tobytes()
-            left -= len(block[:left])
-            file.write(data)
-            sha.update(data)
+    sha = write_array(path, _gather(tokens, (ends - table.tokens)[chosen], ends[chosen]), (n_rows, width), tokens.dtype)
     return SplitCounts(
         documents=len(chosen),
         bytes=int(table.bytes[chosen].sum()),
         tokens=total,
         rows=n_rows,
         dropped=total - n_rows * width,
-        sha256=sha.hexdigest(),
+        sha256=sha,
     )
+
+
+def write_array(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: np.dtype) -> str:
+    """Writes the first entries of blocks as a `.npy` of that shape, and returns their hash."""
+    sha, left = hashlib.sha256(), shape[0] * shape[1]
+    # Written as a file, not through a memory map, so that a full disk is an error and not a crash.
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            data = block.reshape(-1)[:left].tobytes()
+            left -= min(left, block.size)
+            file.write(data)
+            sha.update(data)
+    return sha.hexdigest()
 
 
 def _gather(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:

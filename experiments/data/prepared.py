@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.configuration import from_json
 from experiments.data import tokenizer as tokenizers
 from experiments.data.batches import Rows
 from experiments.data.sources import nearest_file
@@ -29,8 +30,26 @@ class SplitCounts:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What the columns of a row are where they are not packed text.
+
+    Attributes:
+        classes: names of the classes, whose number the first column holds; empty where there are none.
+        image: height, width and channels of the image that the columns hold, row by row; None for tokens.
+        inputs: columns that hold the first of a pair; 0 where there is none.
+    """
+
+    classes: tuple[str, ...] = ()
+    image: tuple[int, ...] | None = None
+    inputs: int = 0
+
+
+@dataclass(frozen=True)
 class Metadata:
-    """What was read and what was made of it, as stored in `metadata.json`."""
+    """What was read and what was made of it, as stored in `metadata.json`.
+
+    Images have no tokenizer: its hash is empty, and the vocabulary 0.
+    """
 
     fingerprint: str
     source: str
@@ -44,6 +63,7 @@ class Metadata:
     train: SplitCounts
     held_out: SplitCounts
     versions: dict[str, str]
+    layout: Layout = Layout()
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,9 @@ class Prepared:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the rows."""
+        """The tokenizer that made the rows. Raises ValueError for rows of images."""
+        if not self.metadata.tokenizer_sha256:
+            raise ValueError(f"{self.folder} holds rows of images, which no tokenizer made")
         return tokenizers.load(self.folder / "tokenizer.model")
 
     @property
@@ -93,7 +115,8 @@ def load(folder: str | os.PathLike[str]) -> Prepared:
     try:
         stored = json.loads(path.read_bytes())
         splits = {name: SplitCounts(**stored.pop(name)) for name in ("train", "held_out")}
-        prepared = Prepared(folder, Metadata(**stored, **splits))
+        layout = from_json(Layout, stored.pop("layout", {}), "layout")
+        prepared = Prepared(folder, Metadata(**stored, **splits, layout=layout))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not of this version ({error}); delete the folder and prepare again") from error
     for rows, counts in ((prepared.train, splits["train"]), (prepared.held_out, splits["held_out"])):

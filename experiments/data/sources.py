@@ -1,11 +1,13 @@
-"""Where text comes from. A source is a frozen dataclass that names files and yields documents in a fixed order.
+"""Where data comes from. A source is a frozen dataclass that names files and yields what they hold in a fixed order.
 
-A new source is one new subclass of `Source` (say which files are read, and read them) and one more name in `AnySource`.
+Here are the sources of text; `tables` and `images` have those of labelled text, pairs and images. A new source of text
+is one new subclass of `TextSource` (say which files are read, and read them) and one more name in `AnySource`.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-_EXAMPLES = 256  # of a TFDS dataset read at once
+from experiments.data import tfds
 
 
 class Document(NamedTuple):
@@ -60,7 +62,7 @@ class Hasher:
 
 @dataclass(frozen=True)
 class Source(abc.ABC):
-    """Text to train on. While the files stay the same, `documents` yields the same ones in the same order."""
+    """Data to train on. While the files stay the same, it yields the same in the same order."""
 
     def __str__(self) -> str:
         values = ((name, getattr(self, name)) for name in (field.name for field in dataclasses.fields(self)))
@@ -69,21 +71,17 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def files(self) -> list[Path]:
-        """The files that `read` reads, sorted. Raises FileNotFoundError or ValueError if there are none."""
+        """The files that are read, sorted. Raises FileNotFoundError or ValueError if there are none."""
 
     @abc.abstractmethod
-    def read(self) -> Iterator[Document]:
-        """All documents in a deterministic order; empty ones are allowed here and left out by `documents`."""
-
-    def documents(self) -> Iterator[Document]:
-        """The documents that are not empty, in order."""
-        return (document for document in self.read() if document.text)
+    def records(self) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of everything there is, in order: what `contents` hashes."""
 
     def contents(self) -> Contents:
         """Reads everything and returns its hash and size."""
         hasher = Hasher()
-        for document in self.documents():
-            hasher.add(document.name, document.text.encode())
+        for name, data in self.records():
+            hasher.add(name, data)
         return hasher.contents()
 
     def stamp(self) -> tuple[str, int]:
@@ -103,7 +101,24 @@ class Source(abc.ABC):
 
 
 @dataclass(frozen=True)
-class Embedded(Source):
+class TextSource(Source):
+    """Text to train on."""
+
+    @abc.abstractmethod
+    def read(self) -> Iterator[Document]:
+        """All documents in a deterministic order; empty ones are allowed here and left out by `documents`."""
+
+    def documents(self) -> Iterator[Document]:
+        """The documents that are not empty, in order."""
+        return (document for document in self.read() if document.text)
+
+    def records(self) -> Iterator[tuple[str, bytes]]:
+        """Names and texts of the documents."""
+        return ((document.name, document.text.encode()) for document in self.documents())
+
+
+@dataclass(frozen=True)
+class Embedded(TextSource):
     """The Python standard library's own source without its tests: about 11 MB on every machine, one document a file."""
 
     _SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
@@ -129,7 +144,7 @@ class Embedded(Source):
         """One document a file, named by its path inside the library."""
         root = self.root()
         for path in self.files():
-            yield Document(path.relative_to(root).as_posix(), _decode(path.read_bytes(), path))
+            yield Document(path.relative_to(root).as_posix(), decode(path.read_bytes(), path))
 
 
 class Documents(enum.Enum):
@@ -146,7 +161,7 @@ class Documents(enum.Enum):
 
 
 @dataclass(frozen=True)
-class TextFiles(Source):
+class TextFiles(TextSource):
     """UTF-8 text files, plain or compressed (.gz, .xz)."""
 
     paths: tuple[str, ...]
@@ -155,29 +170,9 @@ class TextFiles(Source):
     split_into: Documents = Documents.AUTO
     """What one document is: each file, line or paragraph."""
 
-    def _named_files(self) -> list[tuple[str, Path]]:
-        """Pairs of name and path. The name is relative to the fixed part of the pattern, so that corpora can move."""
-        found: dict[Path, str] = {}
-        for pattern in self.paths:
-            expanded = os.path.expanduser(pattern)
-            if os.path.isdir(expanded):
-                raise ValueError(f"'{pattern}' is a folder; to read files in it say '{pattern.rstrip('/')}/**/*.txt'")
-            if os.path.exists(expanded):
-                matches, base = [expanded], os.path.dirname(expanded)
-            else:
-                matches = [name for name in glob.glob(expanded, recursive=True) if os.path.isfile(name)]
-                base = os.path.dirname(re.split(r"[*?\[]", expanded, maxsplit=1)[0])
-            if not matches:
-                raise FileNotFoundError(f"no file matches '{pattern}'{nearest_file(expanded)}")
-            for match in matches:
-                found.setdefault(Path(match).absolute(), Path(os.path.relpath(match, base or ".")).as_posix())
-        if not found:
-            raise ValueError("TextFiles needs at least one path or pattern")
-        return sorted((name, path) for path, name in found.items())
-
     def files(self) -> list[Path]:
         """The files matched, sorted by name. Raises FileNotFoundError where a pattern matches none."""
-        return [path for _, path in self._named_files()]
+        return [path for _, path in named_files(self.paths)]
 
     def read(self) -> Iterator[Document]:
         """The documents of each file in turn.
@@ -185,26 +180,62 @@ class TextFiles(Source):
         Raises:
             ValueError: for an empty file, one that is not UTF-8, or a damaged archive; names file and byte offset.
         """
-        files = self._named_files()
+        files = named_files(self.paths)
         split_into = self.split_into
         if split_into is Documents.AUTO:
             split_into = Documents.FILE if len(files) > 1 else Documents.PARAGRAPH
         for name, path in files:
-            try:
-                with _open(path) as file:
-                    if not file.peek(1):  # type: ignore[attr-defined]
-                        raise ValueError(f"{path} is empty")
-                    yield from _SPLITTERS[split_into](name, path, file)
-            except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
-                raise ValueError(f"{path} is not a whole {path.suffix} archive: {error}") from error
+            with opened(path) as file:
+                yield from _SPLITTERS[split_into](name, path, file)
 
 
-def _open(path: Path) -> BinaryIO:
+def named_files(patterns: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """Pairs of name and path of the files that match, sorted.
+
+    A name is relative to the fixed part of its pattern, so that corpora can move.
+
+    Raises:
+        FileNotFoundError: where a pattern matches none.
+        ValueError: for a folder, or no pattern.
+    """
+    found: dict[Path, str] = {}
+    for pattern in patterns:
+        expanded = os.path.expanduser(pattern)
+        if os.path.isdir(expanded):
+            raise ValueError(f"'{pattern}' is a folder; to read files in it say '{pattern.rstrip('/')}/**/*.txt'")
+        if os.path.exists(expanded):
+            matches, base = [expanded], os.path.dirname(expanded)
+        else:
+            matches = [name for name in glob.glob(expanded, recursive=True) if os.path.isfile(name)]
+            base = os.path.dirname(re.split(r"[*?\[]", expanded, maxsplit=1)[0])
+        if not matches:
+            raise FileNotFoundError(f"no file matches '{pattern}'{nearest_file(expanded)}")
+        for match in matches:
+            found.setdefault(Path(match).absolute(), Path(os.path.relpath(match, base or ".")).as_posix())
+    if not found:
+        raise ValueError("name at least one path or pattern")
+    return sorted((name, path) for path, name in found.items())
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to read, unpacked where it is an archive (.gz, .xz).
+
+    Raises:
+        ValueError: for an empty file or a damaged archive; names it.
+    """
     opener: Callable[..., Any] = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    return opener(path, "rb")
+    try:
+        with opener(path, "rb") as file:
+            if not file.peek(1):
+                raise ValueError(f"{path} is empty")
+            yield file
+    except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path} is not a whole {path.suffix} archive: {error}") from error
 
 
-def _decode(data: bytes, path: Path | str, offset: int = 0) -> str:
+def decode(data: bytes, path: Path | str, offset: int = 0) -> str:
+    """UTF-8 as text. Raises ValueError with the name and the offset in it of what is none."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -214,13 +245,13 @@ def _decode(data: bytes, path: Path | str, offset: int = 0) -> str:
 
 
 def _whole(name: str, path: Path, file: BinaryIO) -> Iterator[Document]:
-    yield Document(name, _decode(file.read(), path))
+    yield Document(name, decode(file.read(), path))
 
 
 def _lines(name: str, path: Path, file: BinaryIO) -> Iterator[Document]:
     offset = 0
     for number, line in enumerate(file, start=1):
-        yield Document(f"{name}:{number}", _decode(line, path, offset).removesuffix("\n").removesuffix("\r"))
+        yield Document(f"{name}:{number}", decode(line, path, offset).removesuffix("\n").removesuffix("\r"))
         offset += len(line)
 
 
@@ -241,13 +272,6 @@ def _paragraphs(name: str, path: Path, file: BinaryIO) -> Iterator[Document]:
 _SPLITTERS = {Documents.FILE: _whole, Documents.LINE: _lines, Documents.PARAGRAPH: _paragraphs}
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(sorted(known))}" if 0 < len(known) < 20 else ""
-
-
 def nearest_file(path: str | os.PathLike[str]) -> str:
     """A question that names the file or folder beside `path` of nearest name; empty where none is near."""
     path = os.fspath(path)
@@ -258,7 +282,7 @@ def nearest_file(path: str | os.PathLike[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Tfds(Source):
+class Tfds(TextSource):
     """A field of a TensorFlow Datasets dataset, read as a random-access source (ArrayRecord) without TensorFlow."""
 
     name: str
@@ -273,67 +297,15 @@ class Tfds(Source):
     data_dir: str = ""
     """Folder of prepared datasets; empty for TFDS' own default."""
 
-    def _builder(self) -> Any:
-        """The dataset's builder, prepared.
-
-        Raises:
-            ValueError: for an unknown dataset, split or field, or one that is neither here nor to be downloaded.
-        """
-        import tensorflow_datasets as tfds
-
-        data_dir = os.path.expanduser(self.data_dir) or None
-        if data_dir and not os.path.isdir(data_dir):
-            raise FileNotFoundError(f"TFDS data_dir {data_dir} does not exist")
-        try:
-            builder = tfds.builder(self.name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError as error:
-            here = sorted(path.name for path in Path(data_dir).iterdir() if path.is_dir()) if data_dir else []
-            hint = _nearest(self.name, here + tfds.list_builders(with_community_datasets=False))
-            raise ValueError(f"TFDS has no dataset '{self.name}'" + hint) from error
-        except Exception as error:  # an unknown config or version: each its own class in TFDS
-            raise ValueError(f"TFDS cannot open '{self.name}': {_first_line(error)}") from error
-        if not builder.is_prepared():
-            try:
-                builder = tfds.builder(self.name, data_dir=data_dir, file_format="array_record")
-                builder.download_and_prepare()
-            except Exception as error:  # whatever a download can raise
-                raise ValueError(
-                    f"TFDS dataset '{self.name}' is not prepared in {builder.data_dir} "
-                    f"and could not be made: {_first_line(error)}"
-                ) from error
-        splits = list(builder.info.splits)
-        for part in re.findall(r"(?:^|\+)\s*([\w.-]+)", self.split) or [self.split]:
-            if part not in splits:
-                raise ValueError(f"TFDS dataset '{self.name}' has no split '{part}'{_nearest(part, splits)}")
-        features = list(builder.info.features)
-        if self.field not in features:
-            raise ValueError(f"TFDS dataset '{self.name}' has no field '{self.field}'{_nearest(self.field, features)}")
-        return builder
-
     def files(self) -> list[Path]:
         """The files of the prepared dataset; prepares (and downloads) it where it is not there."""
-        return sorted(path for path in Path(self._builder().data_dir).rglob("*") if path.is_file())
+        return tfds.files(self.name, self.data_dir)
 
     def read(self) -> Iterator[Document]:
         """One document an example, in the order of the data source."""
-        builder = self._builder()
-        try:
-            examples = builder.as_data_source(split=self.split)
-        except (NotImplementedError, ValueError) as error:
-            raise ValueError(f"TFDS cannot read split '{self.split}' of '{self.name}': {_first_line(error)}") from error
-        for start in range(0, len(examples), _EXAMPLES):
-            indices = range(start, min(start + _EXAMPLES, len(examples)))
-            for index, example in zip(indices, examples.__getitems__(indices), strict=True):
-                value, name = example[self.field], f"{self.name}/{self.split}/{index}"
-                if not isinstance(value, bytes | str):
-                    kind = type(value).__name__
-                    raise ValueError(f"field '{self.field}' of TFDS dataset '{self.name}' is not text but {kind}")
-                yield Document(name, value if isinstance(value, str) else _decode(value, f"example {name}"))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        for name, (value,) in tfds.examples(self.name, self.split, (self.field,), self.data_dir):
+            yield Document(name, tfds.text(value, self.field, self.name))
 
 
 AnySource = Embedded | TextFiles | Tfds
-"""Every kind of source, for the command line."""
+"""Every kind of source of text, for the command line."""

@@ -141,7 +141,7 @@ def edited(value, path, new):
         ("optimizer.clip", "1", "run.optimizer.clip: want float, not '1'"),
         ("optimizer.clip", {}, "run.optimizer.clip: want float, not {}"),
         ("evaluation_rows", 1.0, "run.evaluation_rows: want int, not 1.0"),
-        ("data", 3, "run.data: want the settings of DataConfig, not 3"),
+        ("data", 3, "run.data: cannot be 3"),
         ("data.source", "text", "run.data.source: cannot be 'text'"),
         ("data.source.kind", "Textfiles", "run.data.source: kind 'Textfiles' is not one of Embedded, TextFiles, Tfds"),
         ("data.source.paths", "a.txt", "run.data.source.paths: want a list, not 'a.txt'"),
