@@ -11,9 +11,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-ADDED = types.MappingProxyType({"added": True})
-"""Metadata of a field that came later than runs whose identity must stay: at its default it is no part of that."""
-
 
 def to_json(value: Any, *, identity: bool = False) -> Any:
     """A configuration as plain JSON values.

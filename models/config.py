@@ -5,7 +5,7 @@ whole. Each part's settings live beside its module (`Attention` in `attention.py
 mixer is one new file with a dataclass that has the same two methods, `build` and `cost`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from models.embedding import Embedding
 from models.execution import Execution
 from models.feedforward import MLP
 from models.head import Classifier, Head
+from models.identity import ADDED
 from models.layers import RMS_NORM, Norm
 from models.positions import Positions, RelativeBias
 
@@ -106,28 +107,42 @@ class Stack:
         repeats: how many times the pattern stands in the stack.
         sharing: whether repeats have parameters of their own.
         relative: relative bias of all scores, or None.
+        rest: blocks after the last repeat, the first ones of the pattern once more, so that any depth can be had.
     """
 
     pattern: tuple[Block, ...]
     repeats: int
     sharing: Sharing = Sharing.OWN
     relative: RelativeBias | None = None
+    rest: int = field(default=0, metadata=ADDED)
 
     def __post_init__(self):
         if self.repeats < 1 or not self.pattern:
             raise ValueError("architecture: a stack needs at least one block and one repeat")
+        if not 0 <= self.rest < len(self.pattern):
+            raise ValueError(f"architecture: a rest of {self.rest} blocks is not part of a pattern of {self.period}")
         if self.relative and len({(mixer.kv_heads, mixer.heads, mixer.causal) for mixer in self.mixers}) > 1:
             raise ValueError("architecture: a relative bias wants blocks of equal heads and visibility")
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
-        return len(self.pattern) * self.repeats
+        return self.period * self.repeats + self.rest
 
     @property
-    def copies(self) -> int:
-        """How many times the pattern's parameters exist."""
-        return self.repeats if self.sharing is Sharing.OWN else 1
+    def period(self) -> int:
+        """Number of blocks in the pattern."""
+        return len(self.pattern)
+
+    @property
+    def uses(self) -> tuple[int, ...]:
+        """How many times each block of the pattern stands in the stack."""
+        return tuple(self.repeats + (index < self.rest) for index in range(self.period))
+
+    @property
+    def copies(self) -> tuple[int, ...]:
+        """How many times the parameters of each block of the pattern exist."""
+        return self.uses if self.sharing is Sharing.OWN else (1,) * self.period
 
     @property
     def mixers(self) -> tuple[Attention, ...]:
@@ -137,15 +152,17 @@ class Stack:
     @property
     def norm(self) -> Norm | None:
         """The norm after the stack: that of the last block, none where blocks end in one."""
-        last = self.pattern[-1]
+        last = self.pattern[self.rest - 1]
         return None if last.placement is NormPlacement.POST else last.norm
 
     def cost(self, width: int, length: int, memory: int = 0) -> Cost:
         """Parameters and FLOPs per token, the last norm included."""
-        pattern = sum((block.cost(width, length, memory) for block in self.pattern), Cost())
+        blocks = Cost()
+        for block, uses, copies in zip(self.pattern, self.uses, self.copies, strict=True):
+            blocks += (block.cost(width, length, memory) * copies).times(uses / copies)
         bias = Cost(embedding=self.relative.buckets * self.mixers[0].heads) if self.relative else Cost()
         norm = self.norm.cost(width) if self.norm else Cost()
-        return (pattern * self.copies).times(self.repeats / self.copies) + bias + norm
+        return blocks + bias + norm
 
 
 @dataclass(frozen=True, kw_only=True)

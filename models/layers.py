@@ -6,7 +6,7 @@ in `models/` names a sharding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from models.cost import Cost
 from models.execution import Execution
+from models.identity import ADDED
 from models.normal import Words, normal, split
 from parallel.sharding import Rules, is_variable
 
@@ -106,28 +107,30 @@ class NormForm(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A normalisation with a learned scale.
+    """A normalisation, usually with a learned scale.
 
     Attributes:
         form: layer or root-mean-square normalisation.
         epsilon: added to the mean square.
         bias: whether layer normalisation also learns a shift.
         offset: what the learned scale is added to: with 1, as in Gemma, weight decay pulls towards no scaling.
+        scales: whether a scale is learned; without one there is no shift either.
     """
 
     form: NormForm = NormForm.RMS
     epsilon: float = 1e-6
     bias: bool = True
     offset: float = 0.0
+    scales: bool = field(default=True, metadata=ADDED)
 
     @property
     def shifts(self) -> bool:
         """Whether there is a shift."""
-        return self.form is NormForm.LAYER and self.bias
+        return self.form is NormForm.LAYER and self.bias and self.scales
 
     def cost(self, size: int) -> Cost:
-        """Its parameters: a scale, and maybe a shift."""
-        return Cost(weights=size * (2 if self.shifts else 1))
+        """Its parameters: maybe a scale, maybe a shift."""
+        return Cost(weights=size * (self.scales + self.shifts))
 
 
 LAYER_NORM = Norm(form=NormForm.LAYER)
@@ -135,7 +138,7 @@ RMS_NORM = Norm(form=NormForm.RMS)
 
 
 class Normalize(nnx.Module):
-    """The module of a `Norm`: normalises in float32, scales and maybe shifts.
+    """The module of a `Norm`: normalises in float32, maybe scales and shifts.
 
     It is over the last axes, as many as the scale has, but not over `length`, along which a scale is one.
     """
@@ -143,7 +146,7 @@ class Normalize(nnx.Module):
     def __init__(self, norm: Norm, shape: Sequence[int], axes: Sequence[str], *, execution: Execution):
         self.norm, self.execution = norm, execution
         self.over = tuple(index - len(axes) for index, axis in enumerate(axes) if axis != "length")
-        self.scale = parameter(shape, axes, role=Role.SCALE, constant=1.0 - norm.offset)
+        self.scale = parameter(shape, axes, role=Role.SCALE, constant=1.0 - norm.offset) if norm.scales else None
         self.shift = parameter(shape, axes, role=Role.BIAS) if norm.shifts else None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -152,7 +155,8 @@ class Normalize(nnx.Module):
         if norm.form is NormForm.LAYER:
             x32 = x32 - x32.mean(axis=self.over, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=self.over, keepdims=True) + norm.epsilon)
-        x32 = x32 * self._whole(self.scale, x.ndim, norm.offset)
+        if self.scale is not None:
+            x32 = x32 * self._whole(self.scale, x.ndim, norm.offset)
         if self.shift is not None:
             x32 = x32 + self._whole(self.shift, x.ndim)
         return x32.astype(x.dtype)

@@ -5,7 +5,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models.config import Block, NormPlacement, Order, Stack
+from models.config import Block, NormPlacement, Order, Sharing, Stack
 from models.execution import Execution, Layers
 from models.layers import Normalize, dropout, repeated
 from models.positions import RelativeScores
@@ -66,7 +66,7 @@ class ResidualBlock(nnx.Module):
 
 
 class RepeatedStack(nnx.Module):
-    """A pattern of blocks repeated.
+    """A pattern of blocks repeated, and the first of them once more where the depth is no multiple.
 
     Every parameter of the pattern has a leading axis `layers` over its copies. Looped over or written out, the
     parameters are the same arrays: a checkpoint does not know which.
@@ -74,11 +74,12 @@ class RepeatedStack(nnx.Module):
 
     def __init__(self, config: Stack, width: int, *, std: float | None, execution: Execution):
         self.config, self.execution = config, execution
-        scale = (sum(block.branches for block in config.pattern) * config.repeats) ** -0.5
+        uses = zip(config.pattern, config.uses, strict=True)
+        scale = sum(block.branches * times for block, times in uses) ** -0.5
         blocks = (
             ResidualBlock(block, width, depth_scale=scale, std=std, execution=execution) for block in config.pattern
         )
-        self.pattern = nnx.List([repeated(block, config.copies) for block in blocks])
+        self.pattern = nnx.List([repeated(*both) for both in zip(blocks, config.copies, strict=True)])
         if config.relative:
             mixer = config.mixers[0]
             groups = mixer.heads // mixer.kv_heads
@@ -106,7 +107,8 @@ class RepeatedStack(nnx.Module):
             key: randomness for dropout; None in evaluation.
         """
         config = self.config
-        keys = None if key is None else jax.random.split(key, (config.repeats, len(self.pattern)))
+        rounds = config.repeats + (config.rest > 0)
+        keys = None if key is None else jax.random.split(key, (rounds, config.period))
         seen = dict(segments=segments, memory=memory, memory_segments=memory_segments, prefix=prefix)
         bias = self.relative(x.shape[1], causal=config.mixers[0].causal) if config.relative else None
 
@@ -119,18 +121,35 @@ class RepeatedStack(nnx.Module):
 
         x = checkpoint_name(x, "residual")
         repeat = self.execution.checkpointed(repeat)
-        blocks = tuple(self.pattern)
-        if config.copies == config.repeats:
-            body, layers = repeat, (blocks, keys)
+        keys, last_keys = (keys, None) if keys is None else (keys[: config.repeats], keys[-1])
+        if config.sharing is Sharing.SHARED:
+            (shared,) = _unstack(tuple(self.pattern), 1)
+            body, layers, rest = lambda x, keys: repeat(x, (shared, keys)), keys, shared[: config.rest]
         else:
-            (shared,) = _unstack(blocks, 1)
-            body, layers = lambda x, keys: repeat(x, (shared, keys)), keys
+            blocks, rest = self._parted()
+            body, layers = repeat, (blocks, keys)
         if self.execution.layers is Layers.SCAN:
             x, _ = jax.lax.scan(lambda x, layer: (body(x, layer), None), x, layers, length=config.repeats)
-            return x
-        for layer in _unstack(layers, config.repeats):
-            x = body(x, layer)
-        return x
+        else:
+            for layer in _unstack(layers, config.repeats):
+                x = body(x, layer)
+        return repeat(x, (rest, last_keys)) if rest else x
+
+    def blocks(self) -> list[ResidualBlock]:
+        """All blocks in order, each with the parameters it uses."""
+        config, order = self.config, []
+        copies = [_unstack(block, count) for block, count in zip(self.pattern, config.copies, strict=True)]
+        for layer in range(config.depth):
+            repeat, index = divmod(layer, config.period)
+            order.append(copies[index][min(repeat, config.copies[index] - 1)])
+        return order
+
+    def _parted(self) -> tuple[tuple[ResidualBlock, ...], tuple[ResidualBlock, ...]]:
+        """The pattern with the parameters of its repeats, and the blocks of the rest with theirs."""
+        config, blocks = self.config, tuple(self.pattern)
+        longer = blocks[: config.rest]
+        (rest,) = _unstack(jax.tree.map(lambda leaf: leaf[config.repeats :], longer), 1)
+        return jax.tree.map(lambda leaf: leaf[: config.repeats], longer) + blocks[config.rest :], rest
 
 
 def _unstack(tree, count: int) -> list:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from experiments.configuration import ADDED
+from models.identity import ADDED
 
 _BYTES = 256
 _SPECIALS = 4  # pad, bos, eos, unk
