@@ -51,7 +51,9 @@ def close(ours, theirs, *, relative):
     [
         (ARCHITECTURES["gpt2"], [dict(layers=Layers.SCAN, remat=remat) for remat in Remat]),
         (zoo.decoder(**SIZES, dropout=0.2), [dict(layers=Layers.SCAN, remat=Remat.FULL)]),
-        (ARCHITECTURES["pattern"], [dict(layers=Layers.SCAN), dict(remat=Remat.FULL)]),
+        pytest.param(
+            ARCHITECTURES["pattern"], [dict(layers=Layers.SCAN), dict(remat=Remat.FULL)], marks=pytest.mark.slow
+        ),
     ],
     ids=["gpt2", "dropout", "pattern"],
 )
