@@ -19,6 +19,7 @@ from models.feedforward import MLP
 from models.head import Classifier, Head
 from models.identity import ADDED
 from models.layers import RMS_NORM, Norm
+from models.patches import Patches
 from models.positions import Positions, RelativeBias
 
 
@@ -171,12 +172,13 @@ class Architecture:
 
     Attributes:
         family: name in the zoo, for tables and figures.
-        vocab: vocabulary size.
-        length: longest row in tokens (the size of learned positions), on either side.
+        vocab: vocabulary size; 0 where images are read.
+        length: longest row in tokens (the size of learned positions), on either side; places of an image.
         width: size of the residual stream (axis `embed`).
         encoder: the blocks of the encoder, or None.
         decoder: the blocks of the decoder, or None.
-        embedding: tokens to vectors; both sides share the table, and have the rest each for itself.
+        embedding: tokens to vectors; both sides share the table, and have the rest each for itself. Or images to
+            vectors.
         head: vectors to logits of tokens, or None.
         classifier: vectors to logits of classes, or None.
         std: deviation of all normal initialisers; None for 1/sqrt(inputs), which keeps activations of one size at
@@ -190,16 +192,18 @@ class Architecture:
     width: int
     encoder: Stack | None = None
     decoder: Stack | None = None
-    embedding: Embedding = Embedding()
+    embedding: Embedding | Patches = Embedding()
     head: Head | None = Head()
     classifier: Classifier | None = None
     std: float | None = None
 
     def __post_init__(self):
         for name in ("vocab", "length", "width"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) < (0 if self.image and name == "vocab" else 1):
                 raise ValueError(f"architecture: {name} is {getattr(self, name)} and must be positive")
-        if self.embedding.positions is Positions.SINUSOIDAL and self.table_size % 2:
+        if self.image:
+            self._check_image()
+        elif self.embedding.positions is Positions.SINUSOIDAL and self.table_size % 2:
             raise ValueError(f"architecture: sinusoidal positions need an even width, not {self.table_size}")
         if not self.stacks:
             raise ValueError("architecture: there is neither an encoder nor a decoder")
@@ -212,6 +216,36 @@ class Architecture:
             raise ValueError(
                 f"architecture: a head on width {self.width} needs a transform to token vectors of {self.table_size}"
             )
+
+    def _check_image(self) -> None:
+        if self.vocab or self.head:
+            raise ValueError("architecture: what reads images has no tokens (vocab 0), and no head for them")
+        if self.length != self.embedding.places:
+            raise ValueError(f"architecture: length is {self.length}, and the image has {self.embedding.places} places")
+        if len(self.stacks) > 1:
+            raise ValueError("architecture: both sides of an encoder-decoder read tokens, not images")
+
+    @property
+    def image(self) -> tuple[int, ...] | None:
+        """Height, width and channels of the images that are read; None for tokens."""
+        return self.embedding.image if isinstance(self.embedding, Patches) else None
+
+    def places(self, columns: tuple[int, ...]) -> tuple[int, ...]:
+        """Vectors that each stack reads, from the tokens or pixels that it is given.
+
+        Raises:
+            ValueError: if they are too many, or no image.
+        """
+        if self.image:
+            height, width, channels = self.image
+            if columns != (height * width * channels,):
+                raise ValueError(
+                    f"rows of {' and '.join(map(str, columns))} are no images of {height} x {width} x {channels}"
+                )
+            return (self.length,)
+        if max(columns) > self.length:
+            raise ValueError(f"rows of {max(columns)} tokens are longer than the architecture's {self.length}")
+        return columns
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
@@ -236,7 +270,7 @@ class Architecture:
     @property
     def table_size(self) -> int:
         """Entries of a token's vector in the table."""
-        return self.embedding.size or self.width
+        return (None if self.image else self.embedding.size) or self.width
 
     def cost(self, length: int, inputs: int | None = None) -> Cost:
         """Parameters, and FLOPs per token on rows of `length` tokens.

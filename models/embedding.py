@@ -62,6 +62,10 @@ class Embedding:
         weights = product + (width if self.size else 0)
         return norm + Cost(embedding=(places + self.types) * size, weights=weights, matmul_flops=2.0 * product)
 
+    def build(self, length: int, width: int, *, std: float | None, execution: Execution) -> "Prelude":
+        """The module, for rows of at most `length` and a residual stream of `width`."""
+        return Prelude(self, length, width, std=std, execution=execution)
+
 
 class Prelude(nnx.Module):
     """The module of an `Embedding`, for one stack; the table of tokens, which stacks and head share, is not its own."""

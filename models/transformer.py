@@ -6,7 +6,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from models.config import Architecture, Stack
-from models.embedding import Prelude
 from models.execution import Execution
 from models.head import ClassHead, TokenHead
 from models.layers import Normalize, Role, parameter
@@ -14,16 +13,23 @@ from models.stack import RepeatedStack
 from parallel.sharding import Rules
 
 
+def _table(config: Architecture) -> nnx.Param | None:
+    """Vectors of tokens; None where images are read."""
+    if config.image:
+        return None
+    shape, std = (config.vocab, config.table_size), config.embedding.std(config.width, config.std)
+    return parameter(shape, ("vocab", "embed"), role=Role.EMBEDDING, std=std)
+
+
 class _Ends(nnx.Module):
-    """What all models share: the table of tokens, and what is said of the last vectors.
+    """What all models share: the table of tokens (None where images are read), and what is said of the last vectors.
 
     Parameters are declared, not yet there; `models.layers.initialize` fills them in.
     """
 
     def __init__(self, config: Architecture, *, execution: Execution):
         self.config, self.execution = config, execution
-        size, std = config.table_size, config.embedding.std(config.width, config.std)
-        self.table = parameter((config.vocab, size), ("vocab", "embed"), role=Role.EMBEDDING, std=std)
+        size, self.table = config.table_size, _table(config)
         common = dict(std=config.std, execution=execution)
         if config.head:
             self.head = TokenHead(config.head, config.vocab, config.width, size, **common)
@@ -56,9 +62,9 @@ class _Ends(nnx.Module):
             raise ValueError(f"{self.config.family}: the architecture has no classifier, and so no logits of classes")
         return self.classifier(hidden, weights)
 
-    def _prelude(self) -> Prelude:
+    def _prelude(self) -> nnx.Module:
         config = self.config
-        return Prelude(config.embedding, config.length, config.width, std=config.std, execution=self.execution)
+        return config.embedding.build(config.length, config.width, std=config.std, execution=self.execution)
 
     def _stack(self, stack: Stack) -> RepeatedStack:
         return RepeatedStack(stack, self.config.width, std=self.config.std, execution=self.execution)
@@ -80,7 +86,7 @@ class _OneStack(_Ends):
 
     def __call__(
         self,
-        tokens: Int[Array, "batch length"],
+        tokens: Int[Array, "batch length"] | Float[Array, "batch height width channels"],
         *,
         segments: Int[Array, "batch length"] | None = None,
         positions: Int[Array, "batch length"] | None = None,
@@ -91,7 +97,7 @@ class _OneStack(_Ends):
         """The residual stream before the head.
 
         Args:
-            tokens: token numbers.
+            tokens: token numbers; or images, where the embedding is of squares of pixels.
             segments: document of each position; other documents are not seen. None: a row is one document.
             positions: place of each token in its document, for learned and sinusoidal positions. None: in the row.
             types: kind of each token where the embedding has kinds; None for the first.

@@ -34,15 +34,21 @@ class Tensor:
         params: paths of the parameters that it holds, such as `stack.pattern.0.mixer.query`.
         layout: how it holds them.
         layer: index on their leading axis `layers`; None for parameters outside of stacks.
+        shape: its shape where that is not the layout's, such as that of a convolution.
     """
 
     name: str
     params: tuple[str, ...]
     layout: Layout = Layout.VECTOR
     layer: int | None = None
+    shape: tuple[int, ...] | None = None
 
     def join(self, values: list[np.ndarray], inputs: list[int]) -> np.ndarray:
         """The tensor, from values of the parameters and the size of their inputs."""
+        joined = self._joined(values, inputs)
+        return joined if self.shape is None else joined.reshape(self.shape)
+
+    def _joined(self, values: list[np.ndarray], inputs: list[int]) -> np.ndarray:
         if self.layout is Layout.VECTOR:
             return np.concatenate([value.reshape(-1) for value in values])
         if self.layout is Layout.TABLE:
@@ -66,7 +72,8 @@ class Tensor:
         if self.layout in (Layout.VECTOR, Layout.TABLE):
             parts = np.split(tensor.reshape(-1), np.cumsum(sizes)[:-1])
         else:
-            whole = tensor.T if self.layout is Layout.LINEAR else tensor
+            table = tensor.reshape(len(tensor), -1)
+            whole = table.T if self.layout is Layout.LINEAR else table
             outputs = [size // into for size, into in zip(sizes, inputs, strict=True)]
             parts = np.split(whole, np.cumsum(outputs)[:-1], axis=1)
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -32,6 +32,11 @@ def _pairs() -> dict:
     return inputs | {"labels": np.where(real, targets, -100).tolist()}
 
 
+def _images(*, height: int = 12, channels: int = 3) -> dict:
+    pixels = _RNG.normal(size=(ROWS, channels, height, height)).round(3)
+    return {"pixel_values": pixels.tolist(), "labels": [0, 4, 2]}
+
+
 _GPT2 = dict(n_embd=24, n_layer=3, n_head=4, vocab_size=VOCAB, n_positions=16)
 _LLAMA = dict(
     hidden_size=24, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, intermediate_size=40,
@@ -63,6 +68,15 @@ _BART = dict(
     decoder_ffn_dim=40,
     vocab_size=VOCAB,
     max_position_embeddings=16,
+)
+_VIT = dict(
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=40,
+    image_size=12,
+    patch_size=4,
+    num_labels=5,
 )
 _LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -108,4 +122,11 @@ CASES = {
         _pairs(),
     ),
     "bart": _case("bart", "BartForConditionalGeneration", _BART, _pairs()),
+    "vit": _case("vit", "ViTForImageClassification", _VIT, _images()),
+    "vit-grey": _case(
+        "vit", "ViTForImageClassification",
+        _VIT | dict(num_channels=1, patch_size=2, image_size=6, hidden_act="gelu_new", layer_norm_eps=1e-3),
+        _images(height=6, channels=1),
+    ),
+    "deit": _case("deit", "DeiTForImageClassification", _VIT, _images()),
 }  # fmt: skip

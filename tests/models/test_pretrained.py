@@ -30,6 +30,8 @@ def torch_python() -> str | None:
     """An interpreter that has PyTorch and transformers."""
     if chosen := os.environ.get("SCALING_TORCH_PYTHON"):
         return chosen
+    if (made := Path(__file__).parents[2] / ".venv-parity" / "bin" / "python").exists():
+        return str(made)
     return sys.executable if all(map(importlib.util.find_spec, ("torch", "transformers"))) else None
 
 
@@ -47,15 +49,41 @@ def reference(command: str, folder: Path) -> None:
 def folders(tmp_path_factory) -> Path:
     """A folder for each case, with a random model and what PyTorch computes."""
     if torch_python() is None:
-        pytest.skip("needs torch and transformers: install the extra `parity`, or set SCALING_TORCH_PYTHON")
+        pytest.skip(
+            "needs torch and transformers: `make parity`, or SCALING_TORCH_PYTHON, an interpreter that has them"
+        )
     root = tmp_path_factory.mktemp("reference")
     (root / "cases.json").write_text(json.dumps(CASES))
     reference("make", root)
     return root
 
 
+def gradients(model, gradient):
+    form = pretrained.form_of(model.config.family)
+    return {f"gradient.{name}": array for name, array in pretrained.tensors(gradient, form).items()}
+
+
+def classified(model, inputs):
+    """Of a classifier of images, whose states are all told before the last norm."""
+    images = np.asarray(inputs["pixel_values"], np.float32).transpose(0, 2, 3, 1)
+
+    def loss(model):
+        logits = model.classes(model(images))[:, 0]
+        chosen = jax.nn.log_softmax(logits) * jax.nn.one_hot(np.asarray(inputs["labels"]), logits.shape[-1])
+        return -chosen.sum(axis=-1).mean(), logits
+
+    ((value, logits), gradient), (_, seen) = jax.jit(
+        lambda model: (jax.value_and_grad(loss, has_aux=True)(model), observed(model, "residual")(images))
+    )(model)
+    found = {"loss": value, "logits": logits} | gradients(model, gradient)
+    found |= {f"hidden.{index}": array for index, array in enumerate(seen["residual"])}
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
 def computed(model, inputs):
     """Logits, hidden states, loss and gradients, as transformers gives them."""
+    if "pixel_values" in inputs:
+        return classified(model, inputs)
     rows = {name: np.asarray(value) for name, value in inputs.items()}
     paired = isinstance(model, EncoderDecoder)
     segments = rows["attention_mask"]
@@ -90,8 +118,7 @@ def computed(model, inputs):
         sides = {"": [*states[:-1], last]}
     for side, arrays in sides.items():
         found |= {f"{side}hidden.{index}": array for index, array in enumerate(arrays)}
-    form = pretrained.form_of(model.config.family)
-    found |= {f"gradient.{name}": array for name, array in pretrained.tensors(gradient, form).items()}
+    found |= gradients(model, gradient)
     return {name: np.asarray(array) for name, array in found.items()}
 
 
@@ -110,7 +137,7 @@ def test_computes_what_transformers_does(folders, name, record_property):
         found = ours[entry]
         side, _, rest = entry.partition("hidden.")
         padded = (rest and side in real) or (entry == "logits" and "decoder_input_ids" not in inputs)
-        if padded:
+        if padded and "attention_mask" in inputs:
             mask = np.asarray(inputs["attention_mask"], bool)
             found, expected = found[mask], expected[mask]
         # Within 1e-4, of the largest entry where that is more than 1.
