@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
+PARITY := .venv-parity
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test parity lint format clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/scaling quickstart
 
 test: $(TESTED)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile  # files side by side: compiling keeps one core busy
+
+# PyTorch, in an environment of its own: with it, `make test` also holds models against transformers.
+parity: $(PARITY)/.installed
 
 lint: $(TESTED)
 	$(VENV)/bin/ruff check .
@@ -21,7 +25,7 @@ format: $(TESTED)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PARITY) build dist *.egg-info
 
 # uv where it is installed, because it takes seconds; else venv and pip.
 define install
@@ -43,3 +47,9 @@ $(TESTED): pyproject.toml
 	@echo "installing into $(VENV) with what the tests need (once)"
 	@$(call install,.[test])
 	@touch $@ $(INSTALLED)
+
+# One version by name, because a range may bring gigabytes of CUDA.
+$(PARITY)/.installed:
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'transformers>=4.50,<5'
+	@touch $@

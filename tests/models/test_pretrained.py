@@ -1,7 +1,6 @@
 """Weights of the library transformers: what is computed with them, and that they go out as they came in.
 
-Parity needs PyTorch and transformers (extra `parity`): in this interpreter, or in the one that SCALING_TORCH_PYTHON
-names.
+Parity needs PyTorch and transformers in an interpreter: that of `make parity`, this one, or SCALING_TORCH_PYTHON.
 """
 
 import importlib.util
