@@ -10,10 +10,11 @@ import scipy.special
 from jaxtyping import Float, Shaped
 
 from scaling.certainty.constrained import Held
-from scaling.certainty.covariance import MANY, Covariance, Noise, covariance, grouped, sensitivity, window
+from scaling.certainty.covariance import MANY, Covariance, Noise, covariance, grouped, window
 from scaling.certainty.replicates import Replicates
 from scaling.estimate import LEVEL, Estimate, percentile
 from scaling.fitting import solver
+from scaling.fitting.differences import sensitivity
 from scaling.fitting.fit import Fit
 from scaling.fitting.quantities import Quantity, parameter
 from scaling.laws import Scale

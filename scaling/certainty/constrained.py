@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scaling.certainty.covariance import log_prediction, sensitivity
 from scaling.fitting import solver
+from scaling.fitting.differences import log_prediction, sensitivity
 from scaling.fitting.fit import Fit
 from scaling.fitting.quantities import Quantity
 

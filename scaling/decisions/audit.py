@@ -201,7 +201,7 @@ def audit(
     fits, refused = _fit_all(bench, _asked(laws, frame))
     kept, same = _distinct(fits)
     marks = marks_of(frame, cutoffs)
-    trials = {law: [bench.below(fits[law], mark) for mark in marks] for law in kept}
+    trials = {law: bench.below(fits[law], marks) for law in kept}
     for law in [law for law, found in trials.items() if any(each.refused for each in found)]:
         refused[law.name] = next(each.refused for each in trials.pop(law) if each.refused)
     scores, baseline = _scores(bench, fits, trials, marks, same)
@@ -302,7 +302,7 @@ def _scores(
     for law, found in trials.items():
         contends = size[law] < _mean_square(guesses) or found is best
         if contends:
-            found[:] = [bench.with_intervals(law, each) for each in found]
+            found[:] = [bench.with_intervals(each) for each in found]
         scores.append(score(law.name, found, bench.leave_sizes_out(fits[law]) if contends else LeftOut()))
     scores.sort(key=lambda each: each.error)
     return tuple(scores), score("nearest run", guesses, bench.leave_sizes_out(None))

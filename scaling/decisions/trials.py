@@ -15,7 +15,7 @@ from scaling.display import count
 from scaling.fitting import solver
 from scaling.fitting.fit import Fit, Objective, fit
 from scaling.fitting.starts import starting_points
-from scaling.laws import Law
+from scaling.laws import Law, array
 
 _CUTOFFS = 4
 _FITTED, _SHARE, _PREDICTED = 10, 0.15, 3  # runs that a cut-off leaves to fit, and to predict, at least
@@ -78,6 +78,8 @@ class Trial:
     Attributes:
         cutoff: FLOPs.
         refused: why it could not be fitted; empty when it was, and the rest is given.
+        fit: to the runs below; its certificate and warnings are those of the fit to all runs, where it began. None of
+            a guess.
         errors: log(measured / predicted), one a row of the table; nan for the runs that were fitted.
         boot: the resamples of the fit, once intervals were asked for and where they can be given.
         inside: whether each predicted run fell in its interval; nan where there is none.
@@ -85,6 +87,7 @@ class Trial:
 
     cutoff: float
     refused: str = ""
+    fit: Fit | None = field(default=None, repr=False)
     errors: Float[np.ndarray, " rows"] | None = field(default=None, repr=False)
     boot: Bootstrap | None = field(default=None, repr=False)
     inside: Float[np.ndarray, " rows"] | None = field(default=None, repr=False)
@@ -121,17 +124,17 @@ class Bench:
     resamples: int
     seed: int
 
-    def fit(self, law: Law, rows: Bool[np.ndarray, " rows"] | slice = slice(None)) -> Fit:
-        """A law fitted to some rows.
+    def fit(self, law: Law) -> Fit:
+        """A law fitted to all rows.
 
         Raises:
-            ValueError: those rows do not determine it; the message says why.
+            ValueError: they do not determine it; the message says why.
         """
-        if reason := self._undetermined(law, rows):
+        if reason := self._undetermined(law):
             raise ValueError(reason)
-        return fit(runs.Table(self.frame[rows]), law, objective=self.objective)
+        return fit(runs.Table(self.frame), law, objective=self.objective)
 
-    def _undetermined(self, law: Law, rows: Bool[np.ndarray, " rows"] | slice) -> str:
+    def _undetermined(self, law: Law, rows: Bool[np.ndarray, " rows"] | slice = slice(None)) -> str:
         part, needed = self.frame[rows], 2 * len(law.parameters)
         if reason := degenerate({name: part[name].to_numpy() for name in law.columns if name not in law.unchecked}):
             return reason
@@ -146,53 +149,83 @@ class Bench:
         except ValueError:
             return None
 
-    def below(self, found: Fit, cutoff: float) -> Trial:
-        """A law fitted below a cut-off and tried above, given its fit to all rows.
+    def below(self, found: Fit, cutoffs: Sequence[float]) -> list[Trial]:
+        """A law fitted below each cut-off and tried above, given its fit to all rows.
 
-        The rows above count nothing, so that every cut-off is the same program for the solver; it starts from the
-        optimum of all rows and from a few of the law's own starting points.
+        Begun at the optimum of all rows and at a few of the law's own starting points.
         """
-        law, below = found.law, (self.frame["flops"] < cutoff).to_numpy()
-        if reason := self._undetermined(law, below):
-            return Trial(cutoff, f"below {cutoff:.3g} FLOPs, {reason}")
-        loss = self.frame["loss"].to_numpy(np.float64)
-        starts = solver.encode(law, starting_points(law, found.columns, loss))
+        law, flops = found.law, self.frame["flops"].to_numpy(np.float64)
+        starts = solver.encode(law, starting_points(law, found.columns, self.frame["loss"].to_numpy(np.float64)))
         starts = np.concatenate([found.theta[None], starts[:: max(len(starts) // _STARTS, 1)]])
-        theta = self._solved(found, starts, below[None], self._objective(below))
-        predicted = law(found.columns, dict(zip(law.names, solver.decode(law, theta), strict=True)))
-        errors = np.where(below, np.nan, np.log(loss / predicted))
+        why = {cutoff: self._undetermined(law, flops < cutoff) for cutoff in cutoffs}
+        asked = [cutoff for cutoff in cutoffs if not why[cutoff]]
+        below = [flops < cutoff for cutoff in asked]
+        objectives = [self.objective or Objective.usual(int(rows.sum())) for rows in below]
+        fits = dict(zip(asked, self._refitted(found, starts, below, objectives), strict=True))
+        return [
+            self._trial(fits[cutoff], cutoff, flops < cutoff)
+            if cutoff in fits
+            else Trial(cutoff, f"below {cutoff:.3g} FLOPs, {why[cutoff]}")
+            for cutoff in cutoffs
+        ]
+
+    def _trial(self, found: Fit, cutoff: float, below: Bool[np.ndarray, " rows"]) -> Trial:
+        predicted = found.predict({name: array(self.frame[name]) for name in found.law.columns})
+        errors = np.where(below, np.nan, np.log(self.frame["loss"].to_numpy(np.float64) / predicted))
         if not np.isfinite(errors[~below]).all():
             return Trial(cutoff, f"fitted below {cutoff:.3g} FLOPs, it is not finite above")
-        return Trial(cutoff, "", errors)
+        return Trial(cutoff, "", found, errors)
 
-    def _objective(self, rows: Bool[np.ndarray, " rows"]) -> Objective:
-        return self.objective or Objective.usual(int(rows.sum()))
-
-    def _solved(
+    def _refitted(
         self,
         found: Fit,
         starts: Float[np.ndarray, "starts parameters"],
-        rows: Bool[np.ndarray, "masks rows"],
-        objective: Objective,
-    ) -> Float[np.ndarray, " *masks parameters"]:
-        """Optima over some rows: of one mask the lowest of all starts, of several masks one each."""
+        masks: Sequence[Bool[np.ndarray, " rows"]],
+        objectives: Sequence[Objective],
+    ) -> list[Fit]:
+        """A law fitted to some rows, for several choices of them: the lowest of all starts of each.
+
+        One batch for the solver: what is not fitted counts nothing.
+        """
+        if not masks:
+            return []
+        weights = [rows * found.weights / found.weights[rows].mean() for rows in masks]
         solution = solver.minimise(
             found.law,
             found.columns,
-            theta=starts,
+            theta=np.tile(starts, (len(masks), 1)),
             target=np.log(self.frame["loss"].to_numpy(np.float64))[None],
-            weights=rows * found.weights,
-            delta=objective.threshold,
+            weights=np.repeat(weights, len(starts), axis=0),
+            delta=np.repeat([each.threshold for each in objectives], len(starts)),
         )
-        return solution.theta[np.nanargmin(solution.value)] if len(rows) == 1 else solution.theta
+        best = np.nanargmin(solution.value.reshape(len(masks), len(starts)), axis=1) + len(starts) * np.arange(
+            len(masks)
+        )
+        fits = []
+        for rows, weight, objective, at in zip(masks, weights, objectives, best, strict=True):
+            values = map(float, solver.decode(found.law, solution.theta[at]))
+            parameters = dict(zip(found.law.names, values, strict=True))
+            columns = {name: values[rows] for name, values in found.columns.items()}
+            fits.append(
+                replace(
+                    found,
+                    parameters=parameters,
+                    objective=objective,
+                    value=float(solution.value[at]),
+                    residuals=np.log(self.frame["loss"].to_numpy(np.float64)[rows] / found.law(columns, parameters)),
+                    columns=columns,
+                    weights=weight[rows],
+                )
+            )
+        return fits
 
-    def with_intervals(self, law: Law, trial: Trial) -> Trial:
+    def with_intervals(self, trial: Trial) -> Trial:
         """A trial with intervals for the runs it predicted."""
-        asked = np.isfinite(trial.errors)
-        boot = self.bootstrap(self.fit(law, ~asked))
+        boot = self.bootstrap(trial.fit)
         if boot is None:
             return trial
-        points = self.frame.loc[asked, [*law.columns]].to_dict("records")
+        asked = np.isfinite(trial.errors)
+        points = self.frame.loc[asked, [*trial.fit.law.columns]].to_dict("records")
         measured = self.frame["loss"][asked]
         inside = np.full(len(asked), np.nan)
         inside[asked] = [loss in boot.new_run(point) for loss, point in zip(measured, points, strict=True)]
@@ -203,7 +236,7 @@ class Bench:
         below = (self.frame["flops"] < cutoff).to_numpy()
         error = np.full(len(below), np.nan)
         error[~below] = np.log(self.frame["loss"][~below] / self._nearest(below, ~below))
-        return Trial(cutoff, "", error)
+        return Trial(cutoff, errors=error)
 
     def _nearest(self, known: Bool[np.ndarray, " rows"], asked: Bool[np.ndarray, " rows"]) -> np.ndarray:
         where = np.log(self.frame[["params", "tokens"]].to_numpy(np.float64))
@@ -238,12 +271,10 @@ class Bench:
         if found is None:
             errors = [log_loss[each] - np.log(self._nearest(~each, each)) for each in out]
         else:
-            starts = np.repeat(found.theta[None], len(out), axis=0)
-            values = solver.decode(found.law, self._solved(found, starts, ~out, found.objective))
-            named = [dict(zip(found.law.names, each, strict=True)) for each in values]
+            fits = self._refitted(found, found.theta[None], list(~out), [found.objective] * len(out))
             errors = [
-                log_loss[each] - np.log(found.law({name: x[each] for name, x in found.columns.items()}, parameters))
-                for each, parameters in zip(out, named, strict=True)
+                log_loss[each] - np.log(part.predict({name: x[each] for name, x in found.columns.items()}))
+                for each, part in zip(out, fits, strict=True)
             ]
         each = np.array([np.sqrt(np.mean(error**2)) for error in errors])
         worst = int(np.argmax(each))

@@ -40,19 +40,8 @@ class Expansion(NamedTuple):
 
 @lru_cache(maxsize=64)
 def compiled(law: Law) -> Callable[..., Expansion]:
-    """The expansion of a law at (theta, target, weights), one row a problem, with (columns, delta) shared by all."""
-    return jax.jit(jax.vmap(lambda *problem: _expand(law, *problem), in_axes=(0, 0, 0, None, None)))
-
-
-@lru_cache(maxsize=64)
-def reverse(law: Law) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Objective and gradient of one problem by another road: the formula as it is written, in reverse mode."""
-
-    def objective(theta, target, weights, columns, delta):
-        predicted = law.formula(**columns, **_values(law, theta))
-        return jnp.sum(jnp.where(weights > 0, weights * _huber(target - jnp.log(predicted), delta), 0.0))
-
-    return jax.jit(jax.value_and_grad(objective))
+    """The expansion of a law at (theta, target, weights, columns, delta): one row a problem, but columns shared."""
+    return jax.jit(jax.vmap(lambda *problem: _expand(law, *problem), in_axes=(0, 0, 0, None, 0)))
 
 
 def _huber(residual: jax.Array, delta: jax.Array) -> jax.Array:

@@ -5,12 +5,13 @@ the resamples of a bootstrap are the same call. A step is Newton's on the exact 
 the Huber loss is nearly an absolute value and reweighting crawls; where that Hessian bends down, the step is that of
 iteratively reweighted Gauss-Newton, which goes downhill from anywhere.
 
-Each thread holds a fixed number of problems, in slots; a finished one makes room for the next, so that none waits for
-another and one compiled program serves any number of problems.
+Each thread holds some problems, in slots; a finished one makes room for the next, so that none waits for another. A law
+is evaluated in blocks of so many problems by so many rows, so that one compiled program serves any number of problems
+and any table: a program takes seconds to compile, and rows without weight little to run.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -27,11 +28,11 @@ LEAST_SQUARES = 1e6
 
 _CONVERGED = 1e-14  # share of the objective that a further step promises
 _ITERATIONS = 300
-_CELLS = 2**14  # problems x rows that a thread has under way: few enough for the processor's cache
-_SLOTS = (1, 256)  # least and most problems under way
+_BLOCKS = (32, 128), (16, 1024)  # problems x rows of a program, for tables of fewer rows than the second's and others
+_CELLS = 2**15  # problems x rows that a thread has under way
+_SLOTS = 128  # most problems under way
 _DAMPING = (1e-15, 1e12)  # least and most
 _FIRST = (1e-4, 1.0)  # damping of the first step, near an optimum and far from one
-_LEAST = 6  # log2 of the fewest rows of a program
 
 
 class Solution(NamedTuple):
@@ -81,7 +82,7 @@ def minimise(
     theta: Float[np.ndarray, "batch parameters"],
     target: Float[np.ndarray, "targets rows"],
     weights: Float[np.ndarray, "targets rows"],
-    delta: float,
+    delta: float | Float[np.ndarray, " batch"],
 ) -> Solution:
     """Minimise, for every problem of the batch, sum of weights x Huber_delta(target - log law(columns, theta)).
 
@@ -91,22 +92,29 @@ def minimise(
         theta: starting points, in the solver's coordinates.
         target: log loss; one row a problem, or one row for all.
         weights: row weights; one row a problem, or one row for all.
-        delta: of the Huber loss; `LEAST_SQUARES` for least squares.
+        delta: of the Huber loss, of each problem or of all; `LEAST_SQUARES` for least squares.
 
     Returns:
         The optima; value inf where the law is not finite at the starting point. Memory beyond inputs and outputs does
         not grow with the batch, and no digit depends on the number of processors.
     """
     rows, batch = target.shape[-1], len(theta)
-    padded = padding(rows)
-    columns = {name: pad(array(columns[name]), padded, mode="edge") for name in law.columns}
+    block = _BLOCKS[rows >= _BLOCKS[1][1]]
+    padded = -(-rows // block[1]) * block[1]
     problems = _Problems(
-        law, columns, np.asarray(theta), pad(target.T, padded).T, pad(weights.T, padded).T, np.float64(delta)
+        law=law,
+        columns={name: _pad(array(columns[name]), padded, mode="edge") for name in law.columns},
+        theta=np.asarray(theta),
+        target=_pad(target.T, padded).T,
+        weights=_pad(weights.T, padded).T,
+        delta=np.broadcast_to(np.asarray(delta, np.float64), batch),
+        block=block,
     )
-    slots = int(np.clip(_CELLS // padded, *_SLOTS))
+    slots = int(np.clip(_CELLS // padded, block[0], _SLOTS))
     workers = int(np.clip(batch // slots, 1, _processors()))
     shards = np.array_split(np.arange(batch), workers)
-    solution = Solution(*(np.full((batch, *shape), np.nan) for shape in _shapes(len(law.parameters), Solution)))
+    one, two = (batch, len(law.parameters)), (batch, len(law.parameters), len(law.parameters))
+    solution = Solution(*(np.full(shape, np.nan) for shape in (one, batch, batch, batch, two, two)))
     with ThreadPoolExecutor(workers) as pool:  # XLA leaves Python's lock free while it computes
         list(pool.map(lambda shard: _solve(problems, shard, slots, solution), shards))
     return solution
@@ -117,16 +125,9 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def padding(rows: int) -> int:
-    """Rows of the program a table is solved by: 64, 256, 1024, ..., so that tables of like size share one.
-
-    A program takes seconds to compile and rows without weight little to run.
-    """
-    doublings = max((rows - 1).bit_length(), _LEAST)
-    return 1 << (doublings + doublings % 2)
-
-
-def pad(values: Float[np.ndarray, "rows ..."], rows: int, *, mode: str = "constant") -> Float[np.ndarray, "padded ..."]:
+def _pad(
+    values: Float[np.ndarray, "rows ..."], rows: int, *, mode: str = "constant"
+) -> Float[np.ndarray, "padded ..."]:
     """Rows added at the end: zeros, or with mode "edge" copies of the last."""
     return np.pad(values, ((0, rows - len(values)), *((0, 0),) * (values.ndim - 1)), mode=mode)
 
@@ -148,7 +149,8 @@ class _Problems(NamedTuple):
     theta: np.ndarray
     target: np.ndarray
     weights: np.ndarray
-    delta: np.float64
+    delta: np.ndarray
+    block: tuple[int, int]
 
     def rows(self, problems: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Targets and weights of some problems."""
@@ -156,28 +158,42 @@ class _Problems(NamedTuple):
             part[problems if len(part) > 1 else np.zeros_like(problems)] for part in (self.target, self.weights)
         )
 
+    def expander(self) -> Callable[..., Expansion]:
+        """A function of (theta, target, weights, delta), each of any number of problems: the sum over the blocks."""
+        program, (many, length) = compiled(self.law), self.block
+        parts = [slice(first, first + length) for first in range(0, self.target.shape[1], length)]
+        columns = [jax.device_put({name: values[part] for name, values in self.columns.items()}) for part in parts]
 
-def _shapes(parameters: int, of: type[Solution | Expansion]) -> tuple[tuple[int, ...], ...]:
-    """Of the fields of a solution or an expansion of one problem."""
-    one, two = (parameters,), (parameters, parameters)
-    return (one, (), (), (), two, two) if of is Solution else ((), one, two, two)
+        def expand(theta, target, weights, delta) -> Expansion:
+            found = _expansion(len(theta), theta.shape[1])
+            for first in range(0, len(theta), many):
+                some = np.minimum(np.arange(first, first + many), len(theta) - 1)
+                for part, shared in zip(parts, columns, strict=True):
+                    here = program(theta[some], target[some, part], weights[some, part], shared, delta[some])
+                    for whole, added in zip(found, here, strict=True):
+                        whole[first : first + many] += np.asarray(added)[: len(theta) - first]
+            return found
+
+        return expand
+
+
+def _expansion(batch: int, parameters: int) -> Expansion:
+    one, two = (batch, parameters), (batch, parameters, parameters)
+    return Expansion(np.zeros(batch), np.zeros(one), np.zeros(two), np.zeros(two))
 
 
 def _solve(problems: _Problems, shard: np.ndarray, slots: int, solution: Solution) -> None:
     """Solve some of the problems; their part of the solution is filled in."""
     with on_host():
-        law, expand = problems.law, compiled(problems.law)
-        low, high = limits(law)
-        shared = jax.device_put((problems.columns, problems.delta))
-        problem = shard[np.arange(slots) % len(shard)]
-        waiting = min(slots, len(shard))
-        live = np.arange(slots) < waiting
+        low, high = limits(problems.law)
+        expand = problems.expander()
+        problem, waiting = shard[:slots].copy(), min(slots, len(shard))
         target, weights = problems.rows(problem)
         candidate = np.clip(problems.theta[problem], low, high)
-        theta, value, damping, age = candidate, np.full(slots, np.inf), np.full(slots, np.nan), np.zeros(slots)
-        at = Expansion(*(np.zeros((slots, *shape)) for shape in _shapes(len(low), Expansion)))
-        while live.any():
-            reached = Expansion(*map(np.asarray, expand(candidate, target, weights, *shared)))
+        theta, at = candidate, _expansion(*candidate.shape)
+        value, damping, age = (np.full(waiting, each) for each in (np.inf, np.nan, 0.0))
+        while len(problem):
+            reached = expand(candidate, target, weights, problems.delta[problem])
             downhill = reached.value < value  # always so at a starting point, whose value is still infinite
             theta, value = np.where(downhill[:, None], candidate, theta), np.where(downhill, reached.value, value)
             at = Expansion(*(_choose(downhill, *pair) for pair in zip(reached, at, strict=True)))
@@ -188,19 +204,25 @@ def _solve(problems: _Problems, shard: np.ndarray, slots: int, solution: Solutio
             age += 1
             ended = (slack <= _CONVERGED) | (age >= _ITERATIONS) | (damping >= _DAMPING[1]) | ~np.isfinite(value)
             candidate = np.clip(theta - step, low, high)
-            done = np.flatnonzero(live & ended)  # these are kept, and their slots given to waiting problems
+            done = np.flatnonzero(ended)  # these are kept, and their slots given to waiting problems or closed
             if not len(done):
                 continue
             state = (theta, value, slack, gradient, at.gauss, at.hessian)
             for kept, part in zip(solution, state, strict=True):
                 kept[problem[done]] = part[done]
             fresh = done[: len(shard) - waiting]
-            live[done[len(fresh) :]] = False
             problem[fresh] = shard[waiting : waiting + len(fresh)]
             waiting += len(fresh)
             target[fresh], weights[fresh] = problems.rows(problem[fresh])
             candidate[fresh] = np.clip(problems.theta[problem[fresh]], low, high)
             value[fresh], damping[fresh], age[fresh] = np.inf, np.nan, 0
+            if len(fresh) < len(done):
+                state = (problem, target, weights, candidate, theta, value, damping, age)
+                closed = done[len(fresh) :]
+                problem, target, weights, candidate, theta, value, damping, age = (
+                    np.delete(each, closed, axis=0) for each in state
+                )
+                at = Expansion(*(np.delete(each, closed, axis=0) for each in at))
 
 
 def _choose(which: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from tables import TRUTH, isoflop_table
 
 from scaling import laws
 from scaling.fitting import solver
-from scaling.fitting.derivatives import compiled, reverse
+from scaling.fitting.derivatives import compiled
 from scaling.fitting.starts import starting_points
 from scaling.laws import Law, coefficient, exponent, offset
 
@@ -54,19 +54,17 @@ def test_derivatives_are_exact(law, delta):
         return float(weights @ np.where(size <= delta, size**2 / 2, delta * (size - delta / 2)))
 
     with solver.on_host():
-        at = compiled(law)(theta[None], target[None], weights[None], columns, delta)
-        value, gradient = reverse(law)(theta, target, weights, columns, delta)
+        shared = target[None], weights[None], columns, np.array([delta])
+        at = compiled(law)(theta[None], *shared)
         steps = 1e-6 * np.eye(len(theta))
         slopes = [
-            np.ravel(compiled(law)((theta + s)[None], target[None], weights[None], columns, delta).gradient)
-            - np.ravel(compiled(law)((theta - s)[None], target[None], weights[None], columns, delta).gradient)
+            np.ravel(compiled(law)((theta + s)[None], *shared).gradient)
+            - np.ravel(compiled(law)((theta - s)[None], *shared).gradient)
             for s in steps
         ]
     assert float(at.value[0]) == pytest.approx(objective(theta), rel=1e-12)
-    assert float(value) == pytest.approx(objective(theta), rel=1e-12)
     differences = np.array([(objective(theta + s) - objective(theta - s)) / 2e-6 for s in steps])
     np.testing.assert_allclose(at.gradient[0], differences, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(at.gradient[0], gradient, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(at.hessian[0], np.array(slopes) / 2e-6, rtol=1e-5, atol=1e-5)
     assert np.linalg.eigvalsh(at.gauss[0]).min() > 0
 
@@ -136,7 +134,7 @@ def test_formulas_compile_each_exponential_once():
     columns, theta, target, weights = problem_of(laws.CHINCHILLA)
     with solver.on_host():
         batch = (np.repeat(each[None], 4, axis=0) for each in (theta, target, weights))
-        text = compiled(laws.CHINCHILLA).lower(*batch, columns, np.float64(1e-3)).compile().as_text()
+        text = compiled(laws.CHINCHILLA).lower(*batch, columns, np.full(4, 1e-3)).compile().as_text()
     shared = [line for line in text.splitlines() if "exponential(" in line and "f64[4,32]" in line]
     assert 1 <= len(shared) <= 2
     assert " power(" not in text

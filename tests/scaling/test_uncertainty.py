@@ -12,10 +12,11 @@ from tables import TRUTH, isoflop_table, published
 from scaling import runs
 from scaling.certainty import bootstrap as uncertainty
 from scaling.certainty.bootstrap import Multiplier, Resampling, bootstrap, laplace
-from scaling.certainty.covariance import Noise, covariance, sensitivity
+from scaling.certainty.covariance import Noise, covariance
 from scaling.certainty.intervals import Method, intervals
 from scaling.certainty.replicates import replicates
 from scaling.fitting import quantities, solver
+from scaling.fitting.differences import sensitivity
 from scaling.fitting.fit import Kind, Objective, fit
 from scaling.fitting.powerlaw import Compute
 from scaling.laws import CHINCHILLA
