@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "say which of two tables of runs is better at a budget, and how surely",
     "plot": "draw the figures of a table of runs",
     "report": "write one HTML file about a table of runs",
+    "compile": "say whether a model fits on devices that are not here, and how long its step would take there",
     "models": "list architectures, their sizes and what they cost",
     "data": "turn text into rows of tokens, or look at rows",
 }

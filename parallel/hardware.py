@@ -17,6 +17,9 @@ class Chip:
         memory_bytes: device memory.
         memory_bandwidth: bytes/s to that memory.
         source: where the figures are from.
+        link_bandwidth: bytes/s that it sends to other chips of its slice or node with all links at once.
+        clock: Hz of the cycles that a TPU's compiler counts; not in the data sheets, assumed from the peak and the
+            units that make it.
     """
 
     name: str
@@ -24,33 +27,39 @@ class Chip:
     memory_bytes: float
     memory_bandwidth: float
     source: str
+    link_bandwidth: float | None = None
+    clock: float | None = None
 
 
 # Keys are lower-case fragments of `jax.Device.device_kind`, the more particular ones first.
 CHIPS = {
     "h200": Chip(
         name="NVIDIA H200 SXM", bf16_flops=989e12, memory_bytes=141e9, memory_bandwidth=4.8e12,
-        source="NVIDIA H200 data sheet",
+        source="NVIDIA H200 data sheet", link_bandwidth=450e9,
     ),
     "h100": Chip(
         name="NVIDIA H100 SXM", bf16_flops=989e12, memory_bytes=80e9, memory_bandwidth=3.35e12,
-        source="NVIDIA H100 data sheet",
+        source="NVIDIA H100 data sheet", link_bandwidth=450e9,
     ),
     "a100": Chip(
         name="NVIDIA A100 80GB SXM", bf16_flops=312e12, memory_bytes=80e9, memory_bandwidth=2.039e12,
-        source="NVIDIA A100 data sheet",
+        source="NVIDIA A100 data sheet", link_bandwidth=300e9,
     ),
     "v6 lite": Chip(
-        name="TPU v6e", bf16_flops=918e12, memory_bytes=32e9, memory_bandwidth=1.64e12, source="Cloud TPU v6e page",
+        name="TPU v6e", bf16_flops=918e12, memory_bytes=32 * 2**30, memory_bandwidth=1.64e12,
+        source="Cloud TPU v6e page", link_bandwidth=400e9, clock=1.75e9,
     ),
     "v5 lite": Chip(
-        name="TPU v5e", bf16_flops=197e12, memory_bytes=16e9, memory_bandwidth=0.82e12, source="Cloud TPU v5e page",
+        name="TPU v5e", bf16_flops=197e12, memory_bytes=16 * 2**30, memory_bandwidth=0.82e12,
+        source="Cloud TPU v5e page", link_bandwidth=200e9, clock=1.5e9,
     ),
     "v5": Chip(
-        name="TPU v5p", bf16_flops=459e12, memory_bytes=95e9, memory_bandwidth=2.765e12, source="Cloud TPU v5p page",
+        name="TPU v5p", bf16_flops=459e12, memory_bytes=95 * 2**30, memory_bandwidth=2.765e12,
+        source="Cloud TPU v5p page", link_bandwidth=600e9, clock=1.75e9,
     ),
     "v4": Chip(
-        name="TPU v4", bf16_flops=275e12, memory_bytes=32e9, memory_bandwidth=1.2e12, source="Cloud TPU v4 page",
+        name="TPU v4", bf16_flops=275e12, memory_bytes=32 * 2**30, memory_bandwidth=1.2e12,
+        source="Cloud TPU v4 page", link_bandwidth=300e9, clock=1.05e9,
     ),
 }  # fmt: skip
 

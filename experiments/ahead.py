@@ -1,0 +1,73 @@
+"""What a run's step would need and take on devices that are not here."""
+
+import math
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from experiments.objectives import row_keys
+from experiments.runs import Run
+from experiments.train import Placement, Recipe, State, advance, initial_state
+from parallel.ahead import Estimate, Topology, estimate
+from parallel.mesh import MeshShape
+from parallel.sharding import abstract
+
+
+def compile_step(run: Run, placement: Placement, topology: Topology) -> Estimate:
+    """Compiles the step of a run, as the trainer would run it, for a topology.
+
+    Raises:
+        ValueError: a mesh that does not fit the topology, the batch or the architecture; or a topology that cannot be
+            compiled for here.
+    """
+    mesh = MeshShape.parse(placement.mesh).build(topology.devices())
+    with jax.set_mesh(mesh):
+        execution = placement.execution(run, mesh)
+        rules, parts = execution.rules, placement.accumulate
+        readers = mesh.size // mesh.shape["tensor"]
+        if run.batch % (parts * readers):
+            enough = math.ceil(run.batch / (parts * readers)) * parts * readers
+            raise ValueError(
+                f"a batch of {run.batch} rows in {parts} part{'s' if parts > 1 else ''} cannot be split over the "
+                f"{readers} shards that read different rows; {enough} rows can"
+            )
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        state = abstract(partial(initial_state, run=run, execution=execution), mesh, rules, key)
+
+        def rows(*steps: int) -> jax.ShapeDtypeStruct:
+            spec = rules.spec(*(None for _ in steps), "batch", None)
+            shape = (*steps, run.batch // parts, run.data.length + 1)
+            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=jax.NamedSharding(mesh, spec))
+
+        saved = _saved(run, state, rows(), key)
+
+        def lower():
+            one = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+            return advance.lower(state, rows(1, parts), *one, key, recipe=Recipe(run.objective, run.optimizer))
+
+    return estimate(
+        lower, mesh, topology, parameters=state.model, optimizer=state.optimizer, residuals=saved,
+        flops=run.cost.flops_per_token * run.batch_tokens,
+    )  # fmt: skip
+
+
+def _saved(run: Run, state: State, rows: jax.ShapeDtypeStruct, key: jax.ShapeDtypeStruct) -> list[jax.ShapeDtypeStruct]:
+    """What the forward pass of one part saves for the backward pass, parameters at rest aside."""
+
+    def forward(model, rows, key):
+        def total(model):
+            losses, _ = run.objective.losses(model, rows, row_keys(key, jnp.arange(rows.shape[0])), dropout=key)
+            return losses.sum()
+
+        return jax.vjp(total, model)[1]
+
+    held = Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state.model))
+    found = []
+    for leaf in jax.tree.leaves(jax.eval_shape(forward, state.model, rows, key)):
+        if held[leaf.shape, leaf.dtype]:
+            held[leaf.shape, leaf.dtype] -= 1
+        else:
+            found.append(leaf)
+    return found
