@@ -16,13 +16,21 @@ class Layout(Enum):
     """How a tensor holds parameters.
 
     `vector`: entries in our order; `table`: the same, by our first axis. `linear`: outputs by inputs, as PyTorch's
-    Linear has it; `product`: inputs by outputs. Several parameters stand side by side along the outputs.
+    Linear has it; `product`: inputs by outputs. Several parameters stand side by side along the outputs, in the two
+    layouts by head by turns: the first head of each, then the second of each.
     """
 
     VECTOR = "vector"
     TABLE = "table"
     LINEAR = "linear"
     PRODUCT = "product"
+    LINEAR_BY_HEAD = "linear-by-head"
+    VECTOR_BY_HEAD = "vector-by-head"
+
+    @property
+    def by_head(self) -> bool:
+        """Whether parameters stand by turns, head by head."""
+        return self in (Layout.LINEAR_BY_HEAD, Layout.VECTOR_BY_HEAD)
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,11 @@ class Tensor:
     def _joined(self, values: list[np.ndarray], inputs: list[int]) -> np.ndarray:
         if self.layout is Layout.VECTOR:
             return np.concatenate([value.reshape(-1) for value in values])
+        if self.layout.by_head:
+            rows = inputs[0] if self.layout is Layout.LINEAR_BY_HEAD else 1
+            heads = [value.reshape(rows, -1, 1, value.shape[-1]) for value in values]
+            whole = np.concatenate(heads, axis=2).reshape(rows, -1)
+            return np.ascontiguousarray(whole.T) if self.layout is Layout.LINEAR_BY_HEAD else whole[0]
         if self.layout is Layout.TABLE:
             return values[0].reshape(len(values[0]), -1)
         sides = [value.reshape(size, -1) for value, size in zip(values, inputs, strict=True)]
@@ -69,7 +82,11 @@ class Tensor:
                 f"tensor '{self.name}' has shape {tensor.shape} and should have {sum(sizes):,} entries for its "
                 f"{', '.join(self.params)}"
             )
-        if self.layout in (Layout.VECTOR, Layout.TABLE):
+        if self.layout.by_head:
+            rows = inputs[0] if self.layout is Layout.LINEAR_BY_HEAD else 1
+            heads = tensor.T.reshape(rows, -1, len(shapes), shapes[0][-1])
+            parts = [heads[:, :, index] for index in range(len(shapes))]
+        elif self.layout in (Layout.VECTOR, Layout.TABLE):
             parts = np.split(tensor.reshape(-1), np.cumsum(sizes)[:-1])
         else:
             table = tensor.reshape(len(tensor), -1)

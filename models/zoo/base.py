@@ -108,6 +108,14 @@ def encoder_decoder(**settings: Any) -> Architecture:
     return replace(decoder, encoder=encoder, decoder=replace(decoder.decoder, pattern=(block,)))
 
 
+def by_turns(decoder: Architecture, pattern: tuple[Block, ...]) -> Architecture:
+    """The decoder with blocks of a pattern by turns, to its depth; the last turn may be unfinished."""
+    depth = decoder.decoder.depth
+    pattern = pattern[:depth]
+    repeats, rest = divmod(depth, len(pattern) or 1)
+    return replace(decoder, decoder=replace(decoder.decoder, pattern=pattern, repeats=repeats, rest=rest))
+
+
 def with_blocks(stack: Stack, change: Callable[[Block], Block]) -> Stack:
     """The stack with every block changed."""
     return replace(stack, pattern=tuple(change(block) for block in stack.pattern))

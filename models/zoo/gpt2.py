@@ -8,8 +8,11 @@ from models.positions import Positions
 from models.zoo.base import decoder_only
 from models.zoo.registry import family_of, publish
 
+OWN = dict(norm=LAYER_NORM, positions=Positions.LEARNED, biases=True, std=0.02)
+"""What GPT-2 and GPT-3 choose."""
 
-@family_of("gpt2", vocab=50_257, length=1_024, norm=LAYER_NORM, positions=Positions.LEARNED, biases=True, std=0.02)
+
+@family_of("gpt2", vocab=50_257, length=1_024, **OWN)
 def gpt2(**settings: Any) -> Architecture:
     """GPT-2 (Radford et al. 2019): learned positions, LayerNorm first, GELU MLP of 4 x width, biases, tied."""
     return decoder_only(**settings)

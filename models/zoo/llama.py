@@ -8,16 +8,22 @@ from models.head import Tying
 from models.zoo.base import decoder_only, gated_hidden
 from models.zoo.registry import family_of, publish
 
+GATED = dict(activation=Activation.SILU, form=Form.GATED, tying=Tying.UNTIED)
+"""What Llama and those that follow it choose."""
 
-@family_of(
-    "llama", vocab=32_000, length=2_048, activation=Activation.SILU, form=Form.GATED, tying=Tying.UNTIED
-)  # fmt: skip
-def llama(*, width: int, hidden: int | None = None, **settings: Any) -> Architecture:
+
+def gated_decoder(*, width: int, hidden: int | None = None, **settings: Any) -> Architecture:
+    """A decoder whose MLP has about 8/3 x width hidden units unless told otherwise."""
+    return decoder_only(width=width, hidden=hidden or gated_hidden(width), **settings)
+
+
+@family_of("llama", vocab=32_000, length=2_048, **GATED)
+def llama(**settings: Any) -> Architecture:
     """Llama (Touvron et al. 2023): rotary positions, RMSNorm first, SwiGLU of about 8/3 x width, untied, no biases.
 
     `kv_heads` makes it the grouped attention of Llama 2 70B and 3.
     """
-    return decoder_only(width=width, hidden=hidden or gated_hidden(width), **settings)
+    return gated_decoder(**settings)
 
 
 _THREE = dict(vocab=128_256, length=8_192, kv_heads=8, rotary_base=500_000.0)

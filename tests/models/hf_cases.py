@@ -1,8 +1,9 @@
 """Tiny models of transformers: their configurations, and rows of odd length with padding."""
 
 import numpy as np
+from hf_decoders import DECODERS, VOCAB
 
-ROWS, LENGTH, TARGETS, VOCAB = 3, 13, 7, 40
+ROWS, LENGTH, TARGETS = 3, 13, 7
 _RNG = np.random.default_rng(0)
 # No special tokens among the real ones: rows of the table that stand for padding have no gradients there.
 _TOKENS = _RNG.integers(5, VOCAB, (ROWS, LENGTH))
@@ -130,3 +131,7 @@ CASES = {
     ),
     "deit": _case("deit", "DeiTForImageClassification", _VIT, _images()),
 }  # fmt: skip
+CASES |= {
+    name: _case(kind, owner, config, _causal(), offset_norms=kind.startswith("gemma"))
+    for name, (kind, owner, config) in DECODERS.items()
+}

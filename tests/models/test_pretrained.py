@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from hf_cases import CASES
+from hf_decoders import THOROUGH
 from safetensors.numpy import load_file
 
 from models import pretrained
@@ -121,7 +122,9 @@ def computed(model, inputs):
     return {name: np.asarray(array) for name, array in found.items()}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in THOROUGH else name for name in CASES]
+)
 def test_computes_what_transformers_does(folders, name, record_property):
     folder, inputs = folders / name, CASES[name]["inputs"]
     architecture, model = pretrained.load(folder / "model", execution=Execution())
