@@ -169,22 +169,32 @@ def _group(line: str, devices: int) -> Int[np.ndarray, " group"]:
         return np.array([int(pairs[1]), int(pairs[2])])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return np.array(listed[1].split(","), int)
-    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        shape, dims, order = (list(map(int, part.split(","))) if part else None for part in iota.groups())
-        return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)[0]
-    if named := re.search(r"replica_groups=mesh\[(.*?)\]\s*\{(.*?)\}", line):
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=(\[.*?\](?:T\([\d,]+\))?)", line):
+        return _iota(iota[2]).reshape(list(map(int, iota[1].split(","))))[0]
+    if named := re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))?\s*\{(.*?)\}", line
+    ):
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
         shape, kept = [], []
         for axis, size in sizes.items():  # a part of an axis is written 'axis':(what lies before)size
-            if part := re.search(rf"'{re.escape(axis)}':\((\d+)\)(\d+)", named[2]):
+            if part := re.search(rf"'{re.escape(axis)}':\((\d+)\)(\d+)", named[3]):
                 before, inside = int(part[1]), int(part[2])
                 shape += [before, inside, size // (before * inside)]
                 kept += [False, True, False]
             else:
-                shape, kept = [*shape, size], [*kept, f"'{axis}'" in named[2]]
-        places = np.arange(math.prod(shape)).reshape(shape)
+                shape, kept = [*shape, size], [*kept, f"'{axis}'" in named[3]]
+        places = _iota(named[2] or f"[{math.prod(shape)}]").reshape(shape)
         return places[tuple(slice(None) if keep else 0 for keep in kept)].reshape(-1)
     return np.arange(devices)
+
+
+def _iota(text: str) -> Int[np.ndarray, " devices"]:
+    """Devices in the order that "[2,4]T(1,0)" says: counted up in that shape, transposed; or a list of them."""
+    if listed := re.fullmatch(r"\d[\d,]*", text):
+        return np.array(listed[0].split(","), int)
+    dims, order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+    dims, order = (list(map(int, part.split(","))) if part else None for part in (dims, order))
+    return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(-1)
 
 
 def _axes(group: Int[np.ndarray, " group"], mesh: Mesh) -> tuple[str, ...]:

@@ -1,0 +1,205 @@
+"""What a compiled program is said to exchange, against what its layout makes it exchange; topologies; the command."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec, reshard
+
+from experiments.cli import main
+from parallel.ahead import Topology, bytes_on_chip
+from parallel.mesh import device_mesh
+from parallel.program import Collective, read
+
+LOOPS, ROWS, WIDTH = 5, 16, 32
+
+
+def compiled(mesh, function, *arguments):
+    """The text of a function of float32 arrays, given as (shape, axes)."""
+    with jax.set_mesh(mesh):
+        shapes = [
+            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+            for shape, axes in arguments
+        ]
+        return jax.jit(function).lower(*shapes).compile().as_text()
+
+
+def gathered_in_a_loop(x, weights):
+    """Weights split over fsdp are gathered in every pass."""
+
+    def body(x, weight):
+        return jnp.tanh(jnp.einsum("bd,de->be", x, reshard(weight, PartitionSpec()))), None
+
+    return jax.lax.scan(body, x, weights)[0]
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    mesh = device_mesh("fsdp=8")
+    arguments = ((ROWS, WIDTH), ("fsdp", None)), ((LOOPS, WIDTH, WIDTH), (None, "fsdp", None))
+    (only,) = read(compiled(mesh, gathered_in_a_loop, *arguments), mesh).collectives
+    assert only == Collective(
+        kind="all-gather", axes=("fsdp",), count=LOOPS, bytes=LOOPS * 4 * WIDTH * WIDTH * 7 / 8
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "devices"),
+    [("data=2,fsdp=4", "fsdp", 4), ("data=4,tensor=2", "tensor", 2), ("data=4,tensor=2", "data", 4)],
+)
+def test_sums_are_told_by_the_axis_they_are_over(text, split, devices):
+    mesh = device_mesh(text)
+
+    def total(x, y):
+        return jnp.einsum("ab,bc->ac", x, y, out_sharding=PartitionSpec())
+
+    arguments = ((ROWS, WIDTH), (None, split)), ((WIDTH, WIDTH), (split, None))
+    (only,) = read(compiled(mesh, total, *arguments), mesh).collectives
+    sent = 2 * 4 * ROWS * WIDTH * (devices - 1) / devices
+    assert only == Collective(kind="all-reduce", axes=(split,), count=1, bytes=sent)
+
+
+def test_what_stays_on_a_device_exchanges_nothing():
+    mesh = device_mesh("data=8")
+    program = read(compiled(mesh, jnp.tanh, ((ROWS, WIDTH), ("data", None))), mesh)
+    assert program.collectives == ()
+    assert program.cycles == 0  # a CPU's compiler counts none
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("replica_groups={{0,2},{1,3},{4,6},{5,7}}", ("fsdp",)),
+        ("replica_groups=[4,2]<=[8]", ("tensor",)),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", ("data", "fsdp")),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a'}", ("data",)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}", ("fsdp", "tensor")),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}", ("fsdp",)),
+        ("replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}", ("fsdp", "tensor")),
+        ("replica_groups={}", ("data", "fsdp", "tensor")),
+    ],
+)
+def test_groups_of_devices_are_read_in_every_form(groups, axes):
+    text = "\n".join(
+        (
+            "ENTRY %main (p: f32[8]) -> f32[8] {",
+            "  %p = f32[8]{0} parameter(0)",
+            f"  ROOT %sum = f32[8]{{0}} all-reduce(%p), channel_id=1, {groups}, to_apply=%add",
+            "}",
+        )
+    )
+    (only,) = read(text, device_mesh("data=2,fsdp=2,tensor=2")).collectives
+    assert only.axes == axes
+
+
+def test_a_tpu_writes_a_scattered_sum_as_a_fusion_of_both_and_cuts_gathers_into_steps():
+    text = "\n".join(
+        (
+            "%all-reduce-scatter.1 (q: f32[64]) -> f32[8] {",
+            "  %q = f32[64]{0} parameter(0)",
+            "  %sum = f32[64]{0:T(128)} all-reduce(%q), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}",
+            "}",
+            "%step (q: f32[8]) -> f32[64] {",
+            "  %q = f32[8]{0} parameter(0)",
+            "  ROOT %all = f32[64]{0:T(128)} all-gather(%q), channel_id=4, replica_groups={{0,1,2,3,4,5,6,7}}",
+            "}",
+            "ENTRY %main (p: f32[64]) -> f32[8] {",
+            "  %p = f32[64]{0} parameter(0)",
+            '  %a = f32[8]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1, x={"estimated_cycles":"70"}',
+            "  %b = f32[64]{0} fusion(%a), kind=kCustom, calls=%step",
+            "  %c = f32[64]{0} fusion(%a), kind=kCustom, calls=%step",
+            "}",
+        )
+    )
+    program = read(text, device_mesh("fsdp=8"))
+    assert program.cycles == 70
+    assert {(each.kind, each.count, each.bytes) for each in program.collectives} == {
+        ("reduce-scatter", 1, 4 * 64 * 7 / 8),
+        ("all-gather", 1, 4 * 64 * 7 / 8),
+    }
+
+
+def test_bytes_are_those_of_one_shard():
+    mesh = device_mesh("fsdp=4,tensor=2")
+    split = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    tree = [jax.ShapeDtypeStruct((8, 8), jnp.bfloat16, sharding=split), jax.ShapeDtypeStruct((3,), jnp.float32)]
+    assert bytes_on_chip(tree) == 8 * 8 * 2 // 8 + 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("v5q:2x2", "did you mean 'v5p'"),
+        ("v5p:4x4", "v5p has 3 dimensions, as in 'v5p:4x4x4'"),
+        ("v5e:0x4", "v5e has 2 dimensions"),
+        ("", "there are v4, v5e, v5p, v6e, cpu"),
+        ("cpu:4096", None),
+    ],
+)
+def test_topologies_that_are_not(text, said):
+    if said is None:
+        with pytest.raises(ValueError, match="this process has 8 CPU devices"):
+            Topology.parse(text).devices()
+    else:
+        with pytest.raises(ValueError, match=said):
+            Topology.parse(text)
+    assert str(Topology.parse("v5p:4x4x8")) == "v5p:4x4x8"
+    assert Topology.parse("v5p:4x4x8").chips == 128
+
+
+def test_the_command_says_what_a_step_holds_and_exchanges(capsys, monkeypatch):
+    monkeypatch.setenv("SCALING_RESTARTED_FOR_CPU", "1")  # the tests' eight devices are these
+    size = ["--model.width", "32", "--model.depth", "1", "--model.heads", "2", "--vocab", "128", "--length", "32"]
+    assert main(["compile", "--topology", "cpu:8", *size, "--mesh", "fsdp=4,tensor=2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["mesh"] == {"fsdp": 4, "tensor": 2}
+    assert said["chips"] == 8
+    held = said["hbm_bytes_per_chip"]
+    assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=0.01)  # AdamW's two moments
+    assert held["total"] == sum(size for part, size in held.items() if part != "total")
+    assert {each["kind"] for each in said["collectives"]} >= {"all-gather", "all-reduce"}
+    assert said["flops_per_step"] > 0
+    assert said["step_seconds_estimate"] is None  # a CPU's compiler counts no cycles
+    assert main(["compile", "--topology", "cpu:8", *size, "--mesh", "fsdp=8", "--batch", "12"]) == 1
+    assert "cannot be split over the 8 shards" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:4x4x4", "v6e:16x16"])
+def test_a_tpu_holds_what_the_shapes_say(topology):
+    """Parameters, optimizer and saved activations make up what the compiler needs but for scratch; too much is refused.
+
+    Needs the extra `tpu`; half a minute to minutes each.
+    """
+    pytest.importorskip("libtpu")
+    from experiments.ahead import compile_step
+    from experiments.data.prepare import DataConfig
+    from experiments.optimizer import Schedule
+    from experiments.runs import Run
+    from experiments.train import Placement
+    from models import zoo
+    from models.execution import Precision, Remat
+
+    chips = Topology.parse(topology).chips
+    small, large = dict(width=512, depth=4, heads=4), dict(width=16_384, depth=96, heads=128)
+    found = []
+    for size in (small, large):
+        run = Run(
+            architecture=zoo.llama(**size, vocab=32_000, length=1024), data=DataConfig(length=1024), rows="",
+            schedule=Schedule(), batch=chips, steps=1, precision=Precision.BFLOAT16,
+        )  # fmt: skip
+        mesh = f"fsdp={min(chips, 16)},data={chips // min(chips, 16)}"
+        found.append(compile_step(run, Placement(mesh=mesh, remat=Remat.FULL), Topology.parse(topology)))
+    fits, refused = found
+    assert fits.fits
+    assert 0 < fits.mfu < 1
+    assert fits.memory.parameters == pytest.approx(run_params(small) * 4 / 16, rel=0.02)
+    assert not refused.fits
+    assert refused.memory_needed > refused.memory_limit
+
+
+def run_params(size) -> int:
+    from models import zoo
+
+    return zoo.llama(**size, vocab=32_000, length=1024).cost(1024).params
