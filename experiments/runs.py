@@ -53,10 +53,6 @@ class Run:
         for name in ("batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run: {name} is {getattr(self, name)} and must be at least 1")
-        if (longest := max(self.objective.lengths(self.data.length))) > self.architecture.length:
-            raise ValueError(
-                f"run: rows of {longest} tokens are longer than the architecture's {self.architecture.length}"
-            )
         if (sides := Sides.of(self.architecture)) not in self.objective.sides:
             wanted = " or ".join(side.value for side in self.objective.sides)
             raise ValueError(
@@ -67,6 +63,10 @@ class Run:
                 f"run: {self.objective.label} uses {self.objective.vocab} token ids and the architecture has "
                 f"{self.architecture.vocab}"
             )
+        try:
+            _ = self.places
+        except ValueError as error:
+            raise ValueError(f"run: {error}") from error
 
     @property
     def identity(self) -> str:
@@ -79,9 +79,14 @@ class Run:
         return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
+    def places(self) -> tuple[int, ...]:
+        """Vectors that each stack reads of a row: its tokens, or the squares of an image."""
+        return self.architecture.places(self.objective.lengths(self.data.length))
+
+    @property
     def batch_tokens(self) -> int:
-        """Tokens that the model reads in a step; an encoder-decoder's inputs and targets both count."""
-        return self.batch * sum(self.objective.lengths(self.data.length))
+        """Vectors that the model reads in a step; an encoder-decoder's inputs and targets both count."""
+        return self.batch * sum(self.places)
 
     @property
     def tokens(self) -> int:
@@ -91,7 +96,7 @@ class Run:
     @property
     def cost(self) -> Cost:
         """Parameters, and FLOPs per token."""
-        *inputs, length = self.objective.lengths(self.data.length)
+        *inputs, length = self.places
         return self.architecture.cost(length, *inputs)
 
     def columns(self) -> dict[str, Any]:

@@ -80,10 +80,11 @@ def dry_run_table(runs: Sequence[Run], *, workers: int) -> Table:
 def result_lines(run: Run, folder: RunFolder) -> list[str]:
     """The result of a finished run, a line a fact."""
     row = run.columns() | (folder.result() or {})
-    per_byte = [f"bits per byte   {row['bits_per_byte']:.4f}"] if "bits_per_byte" in row else []
+    named = {"bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+    more = [f"{words:<16}{row[name]:.4f}" for name, words in named.items() if name in row]
     return [
         f"held-out loss   {row['loss']:.4f} ± {row['loss_se']:.4f} nats per prediction ({row['objective']})",
-        *per_byte,
+        *more,
         f"params          {row['params']:,} ({row['params_nonembedding']:,} non-embedding)",
         f"tokens          {row['tokens']:,} ({row['unique_tokens']:,} unique)",
         f"FLOPs           {row['flops']:.3e}",

@@ -1,4 +1,4 @@
-"""`scaling data`: text to prepared rows, and a look at rows prepared before."""
+"""`scaling data`: text and other data to prepared rows, and a look at rows prepared before."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.commands.options import TextOptions, prepare_with_progress
-from experiments.data.prepared import Prepared, load
+from experiments.data.prepared import Metadata, Prepared, load
 
 
 @dataclass(frozen=True)
 class Command(TextOptions):
-    """Turn text into rows of tokens to train on, once; or show what a folder of rows holds.
+    """Turn text, labelled text, pairs or images into rows to train on, once; or show what a folder of rows holds.
 
-    Say where the text comes from with one of --embedded, --text and --tfds:
+    Say where the data come from with one of --embedded, --text, --tfds, --labelled, --pairs and --images:
 
         scaling data --embedded
         scaling data --text 'books/*.txt' --vocab 1024 --length 256 -o prepared
         scaling data --text speeches.txt.xz --documents line
         scaling data --tfds wiki40b/en --field text --data-dir ~/tensorflow_datasets
+        scaling data --pairs en_es.tsv.xz --columns 1 2 --length 64
+        scaling data --labelled reviews.jsonl --columns review stars
+        scaling data --images digits.npz
         scaling data prepared/bpe-length256-0123456789abcdef
 
     The rows land in a folder of their own below --output, named by a hash of everything that decides them.
@@ -45,12 +48,13 @@ class Command(TextOptions):
     def __call__(self) -> int:
         """Prepares, or opens, and prints."""
         console = Console()
-        named = sum(map(bool, (self.embedded, self.text, self.tfds)))
+        named = sum(map(bool, (self.embedded, self.text, self.tfds, self.labelled, self.pairs, self.images)))
         if self.folder and named:
             raise ValueError(f"give a folder to show ({self.folder}) or a source to prepare, not both")
         if not self.folder and named != 1:
             raise ValueError(
-                f"say where the text comes from with one of --embedded, --text and --tfds, not {named} of them"
+                "say where the data come from with one of --embedded, --text, --tfds, --labelled, --pairs and "
+                f"--images, not {named} of them"
             )
         prepared = load(self.folder) if self.folder else prepare_with_progress(self.config(), self.output, console)
         _show(console, prepared, self.samples)
@@ -70,15 +74,27 @@ def _show(console: Console, prepared: Prepared, samples: int) -> None:
     table.add_row("bytes / token", *(f"{split.bytes / split.tokens:.3f}" for split in splits))
     table.add_row("hash of the rows", *(split.sha256[:16] for split in splits))
     console.print(table)
-    facts = {
-        "source": metadata.source,
-        "text": f"sha256 {metadata.contents_sha256[:16]}",
-        "tokenizer": f"{metadata.tokenizer['kind']} of {metadata.vocab:,}, sha256 {metadata.tokenizer_sha256[:16]}",
-        "a row": f"{metadata.length} tokens, seed {metadata.seed}",
-        "fingerprint": metadata.fingerprint,
-    }
+    facts = {"source": metadata.source, "contents": f"sha256 {metadata.contents_sha256[:16]}"}
+    facts |= _facts(metadata) | {"fingerprint": metadata.fingerprint}
+    if metadata.layout.image:
+        samples = 0  # pixels are no text
     for index in range(min(samples, len(prepared.train))):
-        tokens = prepared.train[index][:40]
+        tokens = prepared.train[index][int(bool(metadata.layout.classes)) :][:40]
         facts[f"row {index}"] = repr("|".join(prepared.tokenizer.decode([token]) or "<>" for token in tokens))
     for name, fact in facts.items():
         console.print(f"{name:<12} {fact}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _facts(metadata: Metadata) -> dict[str, str]:
+    """What a row is, and which tokenizer made it."""
+    layout, kind = metadata.layout, metadata.tokenizer.get("kind")
+    facts = {"tokenizer": f"{kind} of {metadata.vocab:,}, sha256 {metadata.tokenizer_sha256[:16]}"} if kind else {}
+    row = f"{metadata.length} tokens"
+    if layout.image:
+        row = "an image of " + " x ".join(map(str, layout.image))
+    elif layout.inputs:
+        row = f"{layout.inputs} tokens, and {metadata.length + 1 - layout.inputs} of their partner"
+    if layout.classes:
+        shown = ", ".join(layout.classes[:10]) + (", ..." if len(layout.classes) > 10 else "")
+        facts["classes"] = f"{len(layout.classes)}: {shown}"
+    return facts | {"a row": f"{row}, seed {metadata.seed}"}

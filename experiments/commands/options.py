@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from experiments.data.examples import AnyExamples, LabelledImages, LabelledText, TextPairs
+from experiments.data.images import AnyImages, ImageArrays, ImageFolders, ImageTfds
 from experiments.data.prepare import DataConfig, prepare
-from experiments.data.prepared import Prepared
-from experiments.data.sources import AnySource, Documents, Embedded, TextFiles, Tfds
+from experiments.data.prepared import Layout, Prepared
+from experiments.data.sources import Documents, Embedded, TextFiles, Tfds
+from experiments.data.tables import AnyTable, TableFiles, TfdsTable
 from experiments.data.tokenizer import Kind, TokenizerConfig
-from experiments.objectives.example import Sides
-from experiments.objectives.named import USUAL, Name, TextObjective, named
+from experiments.objectives import (
+    AnyObjective,
+    Classification,
+    ImageClassification,
+    SequenceToSequence,
+    Sides,
+    Vocabulary,
+)
+from experiments.objectives.named import USUAL, Name, named
 from models import ladder, zoo
 from models.config import Architecture
-from models.head import Tying
+from models.head import Classifier, Pooling, Tying
 from models.layers import Norm, NormForm
 from models.positions import Positions
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """Text, and how it becomes rows of tokens."""
+    """Text, or other data, and how it becomes rows."""
 
     text: tuple[str, ...] = ()
     """UTF-8 files (plain, .gz, .xz) or quoted patterns to read."""
@@ -32,6 +43,14 @@ class TextOptions:
     """What one document is in text files: auto is each file, or each paragraph of a single file."""
     tfds: str = ""
     """A dataset of TensorFlow Datasets to read instead."""
+    labelled: tuple[str, ...] = ()
+    """Or texts with a class each: tables (.tsv, .jsonl, also .gz, .xz), or 'tfds:NAME'."""
+    pairs: tuple[str, ...] = ()
+    """Or pairs of texts, such as translations: tables, or 'tfds:NAME'."""
+    images: tuple[str, ...] = ()
+    """Or images with a class each: an .npz, two .npy files, a folder of folders of pictures, or 'tfds:NAME'."""
+    columns: tuple[str, ...] = ()
+    """The two columns, arrays or fields of those by name; columns of a .tsv without a header by number."""
     split: str = "train"
     """The dataset's split, or a slice of it such as 'train[:10%]'; rows are held out of it too."""
     field: str = "text"
@@ -47,43 +66,111 @@ class TextOptions:
     extra: int = 0
     """Ids reserved behind the vocabulary for a mask or sentinels; objectives other than causal and prefix need some."""
     length: int = 256
-    """Tokens a row trains on."""
+    """Tokens a row trains on; of pairs, on either side."""
     held_out: float = 0.05
     """Share of the documents kept for evaluation."""
     data_seed: int = 0
     """Decides which documents are held out and their order."""
 
-    def config(self) -> DataConfig:
-        """The data configuration; the embedded corpus where no other text is named.
+    def config(self) -> DataConfig | AnyExamples:
+        """The data configuration; the embedded corpus where nothing is named.
 
         Raises:
             ValueError: if more than one source is named.
+            FileNotFoundError: for images that are not there.
         """
-        sources: list[AnySource] = [TextFiles(self.text, self.documents)] if self.text else []
-        sources += [Tfds(self.tfds, self.split, self.field, self.data_dir)] if self.tfds else []
-        if len(sources) > 1:
-            raise ValueError("text comes from one place: give --text or --tfds, not both")
-        return DataConfig(
-            source=sources[0] if sources else Embedded(),
-            tokenizer=TokenizerConfig(
-                kind=self.tokenizer, vocab=self.vocab, path=self.tokenizer_model, extra=self.extra
-            ),
-            length=self.length,
-            held_out=self.held_out,
-            seed=self.data_seed,
-        )
+        named = [name for name in ("text", "tfds", "labelled", "pairs", "images") if getattr(self, name)]
+        if len(named) > 1:
+            raise ValueError(f"data come from one place: give one of --{' and --'.join(named)}")
+        shares = dict(held_out=self.held_out, seed=self.data_seed)
+        if self.images:
+            source = _images(self.images, self.split, self.columns, self.data_dir)
+            return LabelledImages(source=source, shape=source.shape(), **shares)
+        tokenizer = TokenizerConfig(kind=self.tokenizer, vocab=self.vocab, path=self.tokenizer_model, extra=self.extra)
+        if self.labelled:
+            source = _table(self.labelled, self.split, self.columns, self.data_dir)
+            return LabelledText(source=source, tokenizer=tokenizer, length=self.length, **shares)
+        if self.pairs:
+            source, sides = _table(self.pairs, self.split, self.columns, self.data_dir), self.length
+            return TextPairs(source=source, tokenizer=tokenizer, inputs=sides, targets=sides, **shares)
+        source = TextFiles(self.text, self.documents) if self.text else Embedded()
+        source = Tfds(self.tfds, self.split, self.field, self.data_dir) if self.tfds else source
+        return DataConfig(source=source, tokenizer=tokenizer, length=self.length, **shares)
 
 
-def objective_for(name: Name | None, architecture: Architecture, prepared: Prepared) -> TextObjective:
-    """The objective of that name for prepared text; what an architecture is usually asked where there is none.
+_DATASET = "tfds:"
+
+
+def _dataset(paths: tuple[str, ...]) -> str | None:
+    """The name of a dataset, where paths are one."""
+    if not any(path.startswith(_DATASET) for path in paths):
+        return None
+    if len(paths) > 1:
+        raise ValueError(f"one dataset, or files: {' '.join(paths)} are more")
+    return paths[0].removeprefix(_DATASET)
+
+
+def _table(paths: tuple[str, ...], split: str, columns: tuple[str, ...], data_dir: str) -> AnyTable:
+    chosen = {"columns": columns} if columns else {}
+    if (name := _dataset(paths)) is not None:
+        return TfdsTable(name=name, split=split, data_dir=data_dir, **chosen)
+    return TableFiles(paths=paths, **chosen)
+
+
+def _images(paths: tuple[str, ...], split: str, columns: tuple[str, ...], data_dir: str) -> AnyImages:
+    if (name := _dataset(paths)) is not None:
+        return ImageTfds(name=name, split=split, data_dir=data_dir, **({"fields": columns} if columns else {}))
+    if len(paths) == 1 and Path(paths[0]).suffix not in (".npz", ".npy"):
+        return ImageFolders(paths[0])
+    return ImageArrays(paths=paths, **({"arrays": columns} if columns else {}))
+
+
+def reading(prepared: Prepared) -> dict[str, Any]:
+    """What a model must be told of the rows it is to read: settings of families in the zoo."""
+    layout, metadata = prepared.metadata.layout, prepared.metadata
+    if layout.image:
+        return {"vocab": 0, "length": 0, "image": layout.image, "classes": len(layout.classes)}
+    sides = max(layout.inputs, metadata.length + 1 - layout.inputs) if layout.inputs else metadata.length
+    return {"vocab": metadata.vocab, "length": sides}
+
+
+def answering(architecture: Architecture, prepared: Prepared) -> Architecture:
+    """The architecture that says what rows ask for: classes in place of tokens where texts have classes."""
+    layout = prepared.metadata.layout
+    if not layout.classes or layout.image:
+        return architecture
+    pooling = Pooling.FIRST if Sides.of(architecture) is Sides.ENCODER else Pooling.MEAN
+    return replace(architecture, head=None, classifier=Classifier(classes=len(layout.classes), pooling=pooling))
+
+
+def objective_for(name: Name | None, architecture: Architecture, prepared: Prepared, *, shift: int = 0) -> AnyObjective:
+    """The objective of that name for prepared text; what rows or an architecture are usually asked where there is none.
+
+    Args:
+        name: of an objective for text.
+        architecture: what is asked.
+        prepared: the rows; labelled ones and pairs have one objective each.
+        shift: of images, how far they are moved in training.
 
     Raises:
-        ValueError: if too few ids are reserved for it.
+        ValueError: if too few ids are reserved for it, or rows are not of text alone.
     """
-    return named(name or USUAL[Sides.of(architecture)], prepared.tokenizer)
+    layout = prepared.metadata.layout
+    if shift and not layout.image:
+        raise ValueError("only images can be shifted")
+    if layout == Layout():
+        return named(name or USUAL.get(Sides.of(architecture), Name.CAUSAL), prepared.tokenizer)
+    if name is not None:
+        raise ValueError(f"{prepared.folder} does not hold plain text, and has its own objective, not {name.value}")
+    if layout.image:
+        return ImageClassification(image=layout.image, classes=len(layout.classes), shift=shift)
+    vocabulary = Vocabulary.of(prepared.tokenizer)
+    if layout.classes:
+        return Classification(vocabulary=vocabulary, classes=len(layout.classes))
+    return SequenceToSequence(vocabulary=vocabulary, inputs=layout.inputs)
 
 
-def prepare_with_progress(config: DataConfig, root: Path, console: Console) -> Prepared:
+def prepare_with_progress(config: DataConfig | AnyExamples, root: Path, console: Console) -> Prepared:
     """Prepares rows, or opens them, with a bar that goes when done."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -113,6 +200,8 @@ class FamilyOptions:
     """Soft cap of logits."""
     dropout: float | None = None
     """Share dropped in training."""
+    patch: int | None = None
+    """Side of the squares that an image is cut into, in pixels."""
 
     def settings(self) -> dict:
         """What was set."""
@@ -134,8 +223,13 @@ class ModelOptions(FamilyOptions):
     heads: int | None = None
     """Query heads."""
 
-    def build(self, vocab: int, length: int) -> Architecture:
+    def build(self, vocab: int, length: int, **reads: Any) -> Architecture:
         """The architecture.
+
+        Args:
+            vocab: vocabulary size.
+            length: longest row in tokens.
+            **reads: other settings of the family that follow from the data.
 
         Raises:
             ValueError: for an unknown family, half a shape, or both a shape and a size.
@@ -144,5 +238,5 @@ class ModelOptions(FamilyOptions):
         if shape and (len(shape) < 3 or self.params is not None):
             raise ValueError("a model's size is --model.params, or --model.width, --model.depth and --model.heads")
         if shape:
-            return zoo.make(self.family, **shape, vocab=vocab, length=length, **self.settings())
-        return ladder.closest(self.family, self.params or 1e5, vocab=vocab, length=length, **self.settings())
+            return zoo.make(self.family, **shape, vocab=vocab, length=length, **reads, **self.settings())
+        return ladder.closest(self.family, self.params or 1e5, vocab=vocab, length=length, **reads, **self.settings())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.commands.options import FamilyOptions, TextOptions, objective_for
+from experiments.commands.options import FamilyOptions, TextOptions, answering, objective_for, reading
 from experiments.objectives.named import Name
 from experiments.optimizer import AdamW, Schedule, Shape
 from experiments.sweep import RateRule
@@ -105,13 +105,14 @@ class Command:
         least, most = self.tokens_per_param
         if not 0 < least < most:
             raise ValueError(f"--tokens-per-param {least:g} {most:g}: give the fewest and the most")
-        common = dict(vocab=prepared.metadata.vocab, length=prepared.metadata.length, **self.model.settings())
+        common = reading(prepared) | self.model.settings()
         sizes = {}
         for budget in sorted(self.budgets):
             # C is about 6 N D, so D / N = r is met at N = sqrt(C / 6 r).
             bounds = ((budget / (6 * ratio)) ** 0.5 for ratio in (most, least))
             try:
-                sizes[budget] = ladder.ladder(self.model.family, *bounds, self.sizes, **common)
+                rungs = ladder.ladder(self.model.family, *bounds, self.sizes, **common)
+                sizes[budget] = [answering(rung, prepared) for rung in rungs]
             except ValueError as reason:
                 raise ValueError(f"budget {budget:.2g}, {least:g} to {most:g} tokens per parameter: {reason}") from None
         architecture = next(iter(sizes.values()))[0]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.commands.options import ModelOptions, TextOptions, objective_for
+from experiments.commands.options import ModelOptions, TextOptions, answering, objective_for, reading
 from experiments.objectives.named import Name
 from experiments.optimizer import AdamW, Schedule
 from experiments.train import Placement
@@ -25,13 +25,16 @@ class PrecisionChoice(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Train one model on text, evaluate it on held-out text, and leave a folder that can be gone on from.
+    """Train one model on text, labelled text, pairs or images, and evaluate it on what is held out.
 
-    The same command again goes on where it was stopped, or shows the result if it is finished:
+    It leaves a folder that can be gone on from. The same command again goes on where it was stopped, or shows the
+    result if it is finished:
 
         scaling train                                             # 100k parameters on the embedded corpus
         scaling train --data.text 'books/*.txt' --model.family llama --model.params 1e6 --tokens-per-param 20
         scaling train --model.width 128 --model.depth 4 --model.heads 4 --steps 2000 --schedule.peak 3e-3
+        scaling train --data.images digits.npz --model.family vit --model.patch 4 --shift 2
+        scaling train --data.pairs en_es.tsv --model.family transformer
         scaling train ... --placement.mesh fsdp=4,tensor=2        # on eight devices
         scaling train ... --dry-run                               # what it would cost
 
@@ -41,7 +44,9 @@ class Command:
     data: TextOptions = field(default_factory=TextOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     objective: tyro.conf.EnumChoicesFromValues[Name] | None = None
-    """What is predicted; by default causal for a decoder, masked for an encoder, span-corruption for both."""
+    """What is predicted of text; by default causal for a decoder, masked for an encoder, span-corruption for both."""
+    shift: int = 0
+    """Of images: pixels by which each is moved at most in training, another way every time."""
     schedule: Schedule | None = None
     """Learning rate; by default a linear fall to zero from a peak that depends on the size."""
     optimizer: AdamW = field(default_factory=AdamW)
@@ -116,10 +121,9 @@ class Command:
         from experiments.sweep import RateRule
         from models.execution import Precision
 
-        length = prepared.metadata.length
-        architecture = self.model.build(prepared.metadata.vocab, length)
-        objective = objective_for(self.objective, architecture, prepared)
-        *inputs, targets = read = objective.lengths(length)
+        architecture = answering(self.model.build(**reading(prepared)), prepared)
+        objective = objective_for(self.objective, architecture, prepared, shift=self.shift)
+        *inputs, targets = read = architecture.places(objective.lengths(prepared.metadata.length))
         cost, per_step = architecture.cost(targets, *inputs), self.batch * sum(read)
         lengths = {
             "steps": self.steps,

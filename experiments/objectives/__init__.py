@@ -1,11 +1,11 @@
 """Objectives: rows to a sum of losses, and how many predictions it is over. `example` says what an objective is."""
 
 from experiments.objectives.causal import Causal
-from experiments.objectives.classification import Classification
+from experiments.objectives.classification import Classification, ImageClassification
 from experiments.objectives.contrastive import Comparison, Contrastive
 from experiments.objectives.cross_entropy import cross_entropy
 from experiments.objectives.denoising import Deletion, Denoising, Infilling, Permutation, Rotation
-from experiments.objectives.example import Example, Objective, PairExample, Sides, row_keys
+from experiments.objectives.example import Example, Gradable, Objective, PairExample, Sides, row_keys
 from experiments.objectives.masked import Masked
 from experiments.objectives.prefixed import Prefixed
 from experiments.objectives.sequence import SequenceToSequence
@@ -21,6 +21,7 @@ AnyObjective = (
     | Denoising
     | SequenceToSequence
     | Classification
+    | ImageClassification
     | Contrastive
 )
 """The objectives that a run can name."""
@@ -34,6 +35,8 @@ __all__ = [
     "Deletion",
     "Denoising",
     "Example",
+    "Gradable",
+    "ImageClassification",
     "Infilling",
     "Masked",
     "Mixture",

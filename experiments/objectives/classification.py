@@ -1,14 +1,15 @@
-"""Telling the class of a sequence."""
+"""Telling the class of a sequence, or of an image."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from experiments.objectives.example import Losses, Sides
+from experiments.objectives.example import Graded, Losses, Sides, by_row
 from experiments.objectives.vocabulary import Vocabulary
 
 
@@ -35,10 +36,7 @@ class Classification:
     smoothing: float = 0.0
 
     def __post_init__(self):
-        if self.classes < 2:
-            raise ValueError(f"classification: {self.classes} classes leave nothing to tell, 2 are needed")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"classification: smoothing {self.smoothing:g} must be 0 or more and below 1")
+        _check(self.classes, self.smoothing)
 
     @property
     def label(self) -> str:
@@ -67,18 +65,132 @@ class Classification:
         Raises:
             ValueError: if the model tells other classes, or one of each place.
         """
-        classes, tokens = rows[:, :1], rows[:, 1:]
+        return self.graded(model, rows, keys, dropout=dropout)[:2]
+
+    def graded(
+        self,
+        model: nnx.Module,
+        rows: Int[Array, "batch length+1"],
+        keys: Key[Array, " batch"] | None = None,
+        *,
+        dropout: Key[Array, ""] | None,
+    ) -> Graded:
+        """Losses and weights, and 1 where the most probable class is the right one."""
+        tokens = rows[:, 1:]
         real = (tokens != self.vocabulary.pad).astype(jnp.int32)
-        hidden = model(tokens, segments=real, positions=None, key=dropout)
-        logits = model.classes(hidden, real)
-        if logits.shape[1:] != (1, self.classes):
-            raise ValueError(
-                f"classification: the model tells {logits.shape[2]} classes at {logits.shape[1]} places of a row, and "
-                f"{self.classes} at one place are asked"
-            )
-        smoothing = 0.0 if dropout is None else self.smoothing
-        numbers = jax.lax.broadcasted_iota(classes.dtype, (1, 1, self.classes), 2)
-        chosen = jnp.where(numbers == classes[..., None], logits, 0.0).sum(axis=-1)
-        wanted = (1 - smoothing) * chosen + smoothing * logits.mean(axis=-1)
-        losses = jax.nn.logsumexp(logits, axis=-1) - wanted
-        return losses, jnp.ones_like(losses)
+        logits = model.classes(model(tokens, segments=real, positions=None, key=dropout), real)
+        return _graded(logits, rows[:, :1], self.classes, 0.0 if dropout is None else self.smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassification:
+    """One class for each image; a row holds the class in its first column and the pixels behind.
+
+    Pixels of 0 to 255 are read as -1 to 1.
+
+    Attributes:
+        image: height, width and channels.
+        classes: how many there are, numbered from 0.
+        smoothing: share of the class's probability that training spreads over all. The held-out loss is the bare
+            cross-entropy.
+        shift: in training, each image is moved by up to so many pixels in either direction, another way at every step;
+            what comes in is black.
+
+    Raises:
+        ValueError: for fewer than two classes, or a smoothing or shift out of range.
+    """
+
+    sides: ClassVar[tuple[Sides, ...]] = (Sides.IMAGES,)
+    likelihood: ClassVar[bool] = False
+    couples_rows: ClassVar[bool] = False
+
+    image: tuple[int, ...]
+    classes: int
+    smoothing: float = 0.0
+    shift: int = 0
+
+    def __post_init__(self):
+        _check(self.classes, self.smoothing)
+        if len(self.image) != 3 or not 0 <= self.shift < min(self.image[:2]):
+            raise ValueError(f"classification: images of {self.image} cannot be moved by {self.shift} pixels")
+
+    @property
+    def label(self) -> str:
+        """The column `objective` of the table of runs."""
+        return f"image-classification-{self.classes}"
+
+    @property
+    def vocab(self) -> int:
+        """Images have no tokens."""
+        return 0
+
+    def lengths(self, length: int) -> tuple[int, ...]:
+        """All columns but that of the class are pixels."""
+        return (length,)
+
+    def images(
+        self, rows: Int[Array, "batch length+1"], keys: Key[Array, " batch"], *, moved: bool
+    ) -> Float[Array, "batch height width channels"]:
+        """The images of rows, in training moved."""
+        return by_row(partial(self._image, moved=moved), rows, keys)
+
+    def _image(
+        self, row: Int[Array, " length+1"], key: Key[Array, ""], *, moved: bool
+    ) -> Float[Array, "height width channels"]:
+        image, room = row[1:].reshape(self.image), self.shift
+        if moved and room:
+            wide = jnp.pad(image, ((room, room), (room, room), (0, 0)))
+            down, across = jax.random.randint(key, (2,), 0, 2 * room + 1)
+            image = jax.lax.dynamic_slice(wide, (down, across, 0), self.image)
+        return image.astype(jnp.float32) / 127.5 - 1.0
+
+    def losses(
+        self,
+        model: nnx.Module,
+        rows: Int[Array, "batch length+1"],
+        keys: Key[Array, " batch"],
+        *,
+        dropout: Key[Array, ""] | None,
+    ) -> Losses:
+        """Cross-entropy of each image's class in nats, smoothed in training; weights are 1.
+
+        Raises:
+            ValueError: if the model tells other classes, or one of each place.
+        """
+        return self.graded(model, rows, keys, dropout=dropout)[:2]
+
+    def graded(
+        self,
+        model: nnx.Module,
+        rows: Int[Array, "batch length+1"],
+        keys: Key[Array, " batch"],
+        *,
+        dropout: Key[Array, ""] | None,
+    ) -> Graded:
+        """Losses and weights, and 1 where the most probable class is the right one."""
+        logits = model.classes(model(self.images(rows, keys, moved=dropout is not None), key=dropout))
+        return _graded(logits, rows[:, :1], self.classes, 0.0 if dropout is None else self.smoothing)
+
+
+def _check(classes: int, smoothing: float) -> None:
+    if classes < 2:
+        raise ValueError(f"classification: {classes} classes leave nothing to tell, 2 are needed")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"classification: smoothing {smoothing:g} must be 0 or more and below 1")
+
+
+def _graded(
+    logits: Float[Array, "batch places classes"], numbers: Int[Array, "batch 1"], classes: int, smoothing: float
+) -> Graded:
+    """Losses, weights, and what is right, of one class a row."""
+    if logits.shape[1:] != (1, classes):
+        raise ValueError(
+            f"classification: the model tells {logits.shape[2]} classes at {logits.shape[1]} places of a row, and "
+            f"{classes} at one place are asked"
+        )
+    every = jax.lax.broadcasted_iota(numbers.dtype, (1, 1, classes), 2)
+    chosen = jnp.where(every == numbers[..., None], logits, 0.0).sum(axis=-1)
+    wanted = (1 - smoothing) * chosen + smoothing * logits.mean(axis=-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - wanted
+    right = (jnp.argmax(logits, axis=-1) == numbers).astype(jnp.float32)
+    return losses, jnp.ones_like(losses), right

@@ -9,7 +9,7 @@ every run is asked the same questions. Its model half, `losses`, asks a model an
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from models.config import Architecture
 Losses = tuple[Float[Array, "batch predictions"], Float[Array, "batch predictions"]]
 """Loss of each prediction, 0 where there is none; and the weights, 1 or 0."""
 
+Graded = tuple[Float[Array, "batch predictions"], Float[Array, "batch predictions"], Float[Array, "batch predictions"]]
+"""Losses and weights; and 1 for a prediction whose most probable answer is right, else 0."""
+
 
 class Sides(Enum):
     """Which stacks a model has."""
@@ -29,11 +32,14 @@ class Sides(Enum):
     ENCODER = "an encoder"
     DECODER = "a decoder"
     BOTH = "an encoder and a decoder"
+    IMAGES = "an encoder of images"
     TOWERS = "two towers"
 
     @classmethod
     def of(cls, architecture: Architecture) -> Self:
         """The stacks of an architecture."""
+        if architecture.image:
+            return cls.IMAGES
         if architecture.encoder and architecture.decoder:
             return cls.BOTH
         return cls.ENCODER if architecture.encoder else cls.DECODER
@@ -103,7 +109,7 @@ class Objective(Protocol):
         """The smallest vocabulary of a model that can be asked."""
 
     def lengths(self, length: int) -> tuple[int, ...]:
-        """How long what each stack reads is, for rows of `length + 1` integers.
+        """How much each stack is given to read, in tokens or pixels, for rows of `length + 1` integers.
 
         Raises:
             ValueError: if rows of that length cannot be made into examples.
@@ -125,6 +131,21 @@ class Objective(Protocol):
             keys: randomness of each row's example.
             dropout: randomness of the model in training; None in evaluation, where the loss is the bare one.
         """
+
+
+@runtime_checkable
+class Gradable(Protocol):
+    """An objective whose predictions are right or wrong, so that there is an accuracy beside the loss."""
+
+    def graded(
+        self,
+        model: nnx.Module,
+        rows: Int[Array, "batch length+1"],
+        keys: Key[Array, " batch"],
+        *,
+        dropout: Key[Array, ""] | None,
+    ) -> Graded:
+        """Losses and weights as of `losses`, and which predictions are right."""
 
 
 def row_keys(key: Key[Array, ""], numbers: Int[Array, " batch"]) -> Key[Array, " batch"]:
