@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
 _WIDTH = 110
+_NAME = 28  # characters of a first column that are not folded
 _NUMERIC = tuple("0123456789+-−–∞")  # what a cell begins with that is set to the right
 
 
@@ -101,8 +102,9 @@ class Displayed(ABC):
         for section in page.sections:
             yield f"\n[dim]{escape(section.title)}[/]"
             table = Table(box=None, pad_edge=False, header_style="dim")
-            for name, left in zip(section.header, section.text(), strict=True):
-                table.add_column(escape(name), justify="left" if left else "right", overflow="fold")
+            for i, (name, left) in enumerate(zip(section.header, section.text(), strict=True)):
+                short = not i and max(len(row[0]) for row in section.rows) <= _NAME  # the name of a row stays whole
+                table.add_column(escape(name), justify="left" if left else "right", overflow="fold", no_wrap=short)
             for row in section.rows:
                 table.add_row(*(escape(cell) for cell in row))
             yield table

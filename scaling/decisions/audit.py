@@ -5,8 +5,10 @@ size. A law is as good as these errors, whatever its residuals: the form that fi
 (Caballero et al. 2022, arXiv:2210.14891, and Alabdulmohsin et al. 2022, arXiv:2209.06640, choose forms that way).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,10 +18,12 @@ from scaling.decisions.drift import Drift, chance, drifts, three
 from scaling.decisions.trials import Bench, Extrapolation, LeftOut, Trial, degenerate, marks_of
 from scaling.display import Displayed, Page, Section, count, interval, plain, share
 from scaling.estimate import LEVEL
+from scaling.fitting import solver
 from scaling.fitting.fit import Fit, Objective
 from scaling.laws import CHINCHILLA, LAWS, Law, get
 
 _CHANCE = 0.05
+Found = TypeVar("Found")
 _LOW = 0.8  # coverage below which 95 % intervals are called too narrow
 
 
@@ -88,7 +92,7 @@ class Audit(Displayed):
         best, reach = self.scores[0], max(each.reach for each in self.scores[0].cutoffs)
         said = (
             f"{refusal}{best.law} predicts best: {share(best.error)} error (root mean square) on runs up to "
-            f"{reach:.3g} times beyond the compute it was fitted on; the nearest run as a guess errs by "
+            f"{_times(reach)} times beyond the compute it was fitted on; the nearest run as a guess errs by "
             f"{share(self.baseline.error)}."
         )
         others = [each.law for each in self.scores[1:] if each.tied >= _CHANCE]
@@ -104,9 +108,9 @@ class Audit(Displayed):
         sections = []
         if self.scores:
             rows = [_row(score) for score in (*self.scores, self.baseline)]
-            at = tuple(f"<{each.cutoff:.2g} ({each.reach:.2g}x)" for each in self.scores[0].cutoffs)
-            title = "Held-out error: fitted below a cut-off in FLOPs, tried on the runs above (so many times beyond)"
-            header = ("law", "error", "bias", f"in {LEVEL:.0%}", "p(ties best)", *at, "size left out", "worst at N")
+            at = tuple(f"<{each.cutoff:.2g}" for each in self.scores[0].cutoffs)
+            title = "Held-out error: fitted below a cut-off in FLOPs, tried on the runs above"
+            header = ("law", "error", "bias", f"in {LEVEL:.0%}", "p(ties)", *at, "size out", "worst at N")
             sections.append(Section(title, header, tuple(rows)))
         if self.drifts:
             head = ("", *(_below(cutoff) for cutoff in self.drifts[0].cutoffs), "chance")
@@ -116,7 +120,10 @@ class Audit(Displayed):
             )
             sections.append(Section(f"Drift of {self.drifting} with the cut-off", head, rows))
         if self.refused:
-            rows = tuple(self.refused.items())
+            why = {}  # laws refused for one reason are one row
+            for name, reason in self.refused.items():
+                why.setdefault(reason, []).append(name)
+            rows = tuple((", ".join(names), reason) for reason, names in why.items())
             sections.append(Section("Not extrapolated", ("law", "why"), rows))
         said = tuple(drift.text for drift in self.drifts)
         return Page(self.answer, self.warnings, tuple(sections), (*said, *self.notes))
@@ -148,13 +155,16 @@ class Audit(Displayed):
 
 
 def _row(score: Score) -> tuple[str, ...]:
-    name = " = ".join((score.law, *score.same))
     errors = tuple(share(each.error) for each in score.cutoffs)
     coverage = f"{score.coverage:.0%}" if np.isfinite(score.coverage) else "–"
     tied = f"{score.tied:.2f}" if np.isfinite(score.tied) else "–"
     left = score.left_out
     worst = f"{share(left.worst_error)} at {count(left.worst_size)}" if np.isfinite(left.worst_error) else "–"
-    return (name, share(score.error), f"{score.bias:+.2%}", coverage, tied, *errors, share(left.error), worst)
+    return (score.law, share(score.error), f"{score.bias:+.2%}", coverage, tied, *errors, share(left.error), worst)
+
+
+def _times(factor: float) -> str:
+    return f"{float(f'{factor:.3g}'):,.10g}"
 
 
 def _below(cutoff: float) -> str:
@@ -201,7 +211,7 @@ def audit(
     fits, refused = _fit_all(bench, _asked(laws, frame))
     kept, same = _distinct(fits)
     marks = marks_of(frame, cutoffs)
-    trials = {law: bench.below(fits[law], marks) for law in kept}
+    trials = _each(kept, lambda law: bench.below(fits[law], marks))
     for law in [law for law, found in trials.items() if any(each.refused for each in found)]:
         refused[law.name] = next(each.refused for each in trials.pop(law) if each.refused)
     scores, baseline = _scores(bench, fits, trials, marks, same)
@@ -209,11 +219,7 @@ def audit(
     design = degenerate({name: frame[name].to_numpy(np.float64) for name in ("params", "tokens")})
     notes = list(checked.notes)
     if scores:
-        notes.append(
-            "Errors are of log(measured / predicted); a positive bias promises too much. Intervals of predictions: "
-            f"bootstrap, {resamples} resamples, {LEVEL:.0%}, with the noise of one run. p(ties best): bootstrap over "
-            "the runs predicted. Intervals and sizes left out are asked only of laws that beat the nearest run."
-        )
+        notes += _notes(scores, fits, resamples)
     return Audit(
         runs=len(frame),
         convention=convention,
@@ -230,13 +236,21 @@ def audit(
 
 
 def _fit_all(bench: Bench, asked: Sequence[Law]) -> tuple[dict[Law, Fit], dict[str, str]]:
-    fits, refused = {}, {}
-    for law in asked:
+    def attempt(law: Law) -> Fit | str:
         try:
-            fits[law] = bench.fit(law)
+            return bench.fit(law)
         except ValueError as error:
-            refused[law.name] = str(error)
-    return fits, refused
+            return str(error)
+
+    found = _each(asked, attempt)
+    fits = {law: each for law, each in found.items() if isinstance(each, Fit)}
+    return fits, {law.name: each for law, each in found.items() if isinstance(each, str)}
+
+
+def _each(some: Sequence[Law], function: Callable[[Law], Found]) -> dict[Law, Found]:
+    """What a function finds for each law, several at a time: XLA compiles and computes outside Python's lock."""
+    with ThreadPoolExecutor(solver.processors()) as pool:
+        return dict(zip(some, pool.map(function, some), strict=True))
 
 
 def _asked(laws: Sequence[Law | str] | None, frame: pd.DataFrame) -> list[Law]:
@@ -298,12 +312,14 @@ def _scores(
             same=same.get(name, ()),
         )
 
-    scores = []
-    for law, found in trials.items():
+    def score_law(law: Law) -> Score:
+        found = trials[law]
         contends = size[law] < _mean_square(guesses) or found is best
         if contends:
             found[:] = [bench.with_intervals(each) for each in found]
-        scores.append(score(law.name, found, bench.leave_sizes_out(fits[law]) if contends else LeftOut()))
+        return score(law.name, found, bench.leave_sizes_out(fits[law]) if contends else LeftOut())
+
+    scores = [*_each([*trials], score_law).values()]
     scores.sort(key=lambda each: each.error)
     return tuple(scores), score("nearest run", guesses, bench.leave_sizes_out(None))
 
@@ -334,6 +350,23 @@ def _drifts(
             marks = [*(each.cutoff for each in trials[law]), np.inf]
             return law.name, drifts(law, bench.frame, marks, boots)
     return "", ()
+
+
+def _notes(scores: tuple[Score, ...], fits: dict[Law, Fit], resamples: int) -> list[str]:
+    """How the ranking was made, and what of it is not what it seems."""
+    reach = ", ".join(_times(each.reach) for each in scores[0].cutoffs)
+    twins = ", ".join(f"{' and '.join(score.same)} as {score.law}" for score in scores if score.same)
+    unsure = [law.name for law, found in fits.items() if not found.certificate.passed]
+    notes = [f"Runs above the cut-offs reach {reach} times beyond those below."]
+    notes += [f"Ranked once, being the same function of these columns: {twins}."] if twins else []
+    notes += [f"No certified optimum on all runs, so of little worth: {', '.join(unsure)}."] if unsure else []
+    return [
+        *notes,
+        "Errors are of log(measured / predicted); a positive bias promises too much. Intervals of predictions: "
+        f"bootstrap, {resamples} resamples, {LEVEL:.0%}, with the noise of one run. p(ties): of being no worse than "
+        "the best, by bootstrap over the runs predicted. Intervals and sizes left out are asked only of laws that beat "
+        "the nearest run.",
+    ]
 
 
 def _warnings(

@@ -7,6 +7,7 @@ derivatives computed another way, has to find the same.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from threading import Lock
 
 import numpy as np
 import scipy.optimize
@@ -23,6 +24,7 @@ _PARAMETERS = 1e-2
 _CONDITION = 1e12
 _NEARBY = 0.3  # standardised distance from the optimum of the second solver's first start: 5 % up
 _RESTARTS = 4
+_ONE = Lock()  # SciPy's line search sets filters of warnings, which threads share
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def second_opinion(
     near = np.full(free.sum(), _NEARBY / np.sqrt(max(free.sum(), 1))) * (-1.0) ** np.arange(free.sum())
     inverse = np.linalg.pinv(whiten)
     ends = []
-    with np.errstate(all="ignore"):
+    with _ONE, np.errstate(all="ignore"):
         for begin in (near, *(inverse @ (start - best)[free] for start in starts)):
             end = scipy.optimize.minimize(relative, begin, jac=True, method="BFGS", options={"gtol": 1e-10})
             for _ in range(_RESTARTS):  # without its memory BFGS goes on where its line search gave up

@@ -21,6 +21,7 @@ ERRORS = "loss_se"
 
 _MANY = 2**13  # rows beyond which starts are tried on a part of the table
 _MEETING = 9  # decimals, of the solver's coordinates, in which starts agree that found one least-squares optimum
+_NEARBY = 100  # steps of a start by least squares, where a robust objective follows
 _UNCERTIFIED = "NO CERTIFIED OPTIMUM, do not use these parameters: "
 
 
@@ -272,15 +273,16 @@ def _solve(
     part = {name: values[rows] for name, values in columns.items()}
     problem = {"target": target[rows], "weights": weights[rows], "delta": objective.threshold}
 
-    def minimise(theta, delta):
+    def minimise(theta, delta, **limit):
         shared = problem["target"][None], problem["weights"][None]
-        return solver.minimise(law, part, theta=theta, target=shared[0], weights=shared[1], delta=delta)
+        return solver.minimise(law, part, theta=theta, target=shared[0], weights=shared[1], delta=delta, **limit)
 
-    # Least squares first: smooth, so every start arrives; the robust objective then begins nearby.
+    # Least squares first: smooth, so every start arrives, or after some steps is as near as the robust objective needs.
     begin = solver.encode(law, starting_points(law, part, np.exp(target[rows]), count=starts))
-    solution = smooth = minimise(begin, solver.LEAST_SQUARES)
+    robust = objective.kind is Kind.HUBER
+    solution = smooth = minimise(begin, solver.LEAST_SQUARES, **({"iterations": _NEARBY} if robust else {}))
     reached = np.arange(len(begin))  # of every start, where it went
-    if objective.kind is Kind.HUBER:  # starts that met go on as one
+    if robust:  # starts that met go on as one
         _, met, reached = np.unique(smooth.theta.round(_MEETING), axis=0, return_index=True, return_inverse=True)
         solution = minimise(smooth.theta[met], objective.delta)
     if not np.isfinite(solution.value).any():

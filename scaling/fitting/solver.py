@@ -83,6 +83,7 @@ def minimise(
     target: Float[np.ndarray, "targets rows"],
     weights: Float[np.ndarray, "targets rows"],
     delta: float | Float[np.ndarray, " batch"],
+    iterations: int = _ITERATIONS,
 ) -> Solution:
     """Minimise, for every problem of the batch, sum of weights x Huber_delta(target - log law(columns, theta)).
 
@@ -93,6 +94,7 @@ def minimise(
         target: log loss; one row a problem, or one row for all.
         weights: row weights; one row a problem, or one row for all.
         delta: of the Huber loss, of each problem or of all; `LEAST_SQUARES` for least squares.
+        iterations: after which a problem is left where it is; fewer where its optimum is only on the way to another.
 
     Returns:
         The optima; value inf where the law is not finite at the starting point. Memory beyond inputs and outputs does
@@ -109,9 +111,10 @@ def minimise(
         weights=_pad(weights.T, padded).T,
         delta=np.broadcast_to(np.asarray(delta, np.float64), batch),
         block=block,
+        iterations=iterations,
     )
     slots = int(np.clip(_CELLS // padded, block[0], _SLOTS))
-    workers = int(np.clip(batch // slots, 1, _processors()))
+    workers = int(np.clip(batch // slots, 1, processors()))
     shards = np.array_split(np.arange(batch), workers)
     one, two = (batch, len(law.parameters)), (batch, len(law.parameters), len(law.parameters))
     solution = Solution(*(np.full(shape, np.nan) for shape in (one, batch, batch, batch, two, two)))
@@ -120,7 +123,7 @@ def minimise(
     return solution
 
 
-def _processors() -> int:
+def processors() -> int:
     """Those this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -151,6 +154,7 @@ class _Problems(NamedTuple):
     weights: np.ndarray
     delta: np.ndarray
     block: tuple[int, int]
+    iterations: int
 
     def rows(self, problems: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Targets and weights of some problems."""
@@ -202,7 +206,9 @@ def _solve(problems: _Problems, shard: np.ndarray, slots: int, solution: Solutio
             exact = value < 1e-26 * weights.sum(axis=1)  # nothing left but rounding
             slack, gradient = np.where(exact, 0.0, slack), np.where(exact, 0.0, gradient)
             age += 1
-            ended = (slack <= _CONVERGED) | (age >= _ITERATIONS) | (damping >= _DAMPING[1]) | ~np.isfinite(value)
+            ended = (
+                (slack <= _CONVERGED) | (age >= problems.iterations) | (damping >= _DAMPING[1]) | ~np.isfinite(value)
+            )
             candidate = np.clip(theta - step, low, high)
             done = np.flatnonzero(ended)  # these are kept, and their slots given to waiting problems or closed
             if not len(done):

@@ -85,9 +85,9 @@ def bootstrap_problem(resamples):
 
 def test_optima_do_not_depend_on_threads_or_on_what_else_is_solved(monkeypatch):
     columns, problem = bootstrap_problem(1100)
-    monkeypatch.setattr(solver, "_processors", lambda: 1)
+    monkeypatch.setattr(solver, "processors", lambda: 1)
     one = solver.minimise(laws.CHINCHILLA, columns, **problem)
-    monkeypatch.setattr(solver, "_processors", lambda: 3)
+    monkeypatch.setattr(solver, "processors", lambda: 3)
     three = solver.minimise(laws.CHINCHILLA, columns, **problem)
     part = {"theta": problem["theta"][7:9], "weights": problem["weights"][7:9]}
     alone = solver.minimise(laws.CHINCHILLA, columns, **(problem | part))
