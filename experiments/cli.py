@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -22,6 +23,10 @@ COMMANDS = {
     "plot": "draw the figures of a table of runs",
     "report": "write one HTML file about a table of runs",
     "compile": "say whether a model fits on devices that are not here, and how long its step would take there",
+    "evaluate": "loss, perplexity and bits per byte of a trained model; BLEU of its translations",
+    "generate": "let a trained model write",
+    "import": "make a checkpoint of a folder of the library transformers",
+    "export": "write a trained model as a folder that transformers loads",
     "models": "list architectures, their sizes and what they cost",
     "data": "turn text into rows of tokens, or look at rows",
 }
@@ -56,7 +61,8 @@ def _run(name: str, arguments: list[str]) -> int:
     import tyro
 
     os.environ.update(CACHE | os.environ)  # before JAX is imported
-    command = importlib.import_module(f"experiments.commands.{name}").Command
+    room = f"{name}_" if keyword.iskeyword(name) else name
+    command = importlib.import_module(f"experiments.commands.{room}").Command
     config = (tyro.conf.EnumChoicesFromValues, tyro.conf.AvoidSubcommands)
     return tyro.cli(command, prog=f"scaling {name}", args=arguments, config=config)()
 

@@ -40,6 +40,16 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return _format(config.get("model_type")).read(Settings(dict(config)))
 
 
+def read_architecture(folder: str | os.PathLike) -> Architecture:
+    """The architecture of a folder, its tensors unread.
+
+    Raises:
+        FileNotFoundError: if it has no `config.json`.
+        ValueError: if that is damaged, or as for `architecture_of`.
+    """
+    return architecture_of(_read_json(Path(folder) / "config.json"))
+
+
 def load(folder: str | os.PathLike, *, execution: Execution) -> tuple[Architecture, Model]:
     """A trained model, each parameter in its resting sharding on the mesh in force.
 

@@ -1,0 +1,58 @@
+"""`scaling export`: a model of ours becomes a folder that the library transformers loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Command:
+    """Write a trained model as config.json and model.safetensors, which the library transformers loads.
+
+        scaling export runs/0123456789ab exported
+        python -c "import transformers; transformers.AutoModel.from_pretrained('exported')"
+
+    The model is that of a run's newest checkpoint, or one that `scaling import` made; parameters go out bit for bit.
+    It must be of a family that transformers has, with settings that its config.json can say: gpt2, llama, bert, t5 and
+    others, but not the family `decoder`. A SentencePiece tokenizer goes along as tokenizer.model.
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of a run, or of an imported model."""
+
+    output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """Folder to write, new or empty."""
+
+    prepared: Path | None = None
+    """Folder of the run's prepared rows, if it is not where `scaling train` puts them."""
+
+    def __call__(self) -> int:
+        """Exports, and prints where to."""
+        import shutil
+
+        import jax
+
+        from experiments import trained
+        from experiments.data.tokenizer import SentencePieceTokenizer
+        from experiments.generation.language import PIECES
+        from models import pretrained
+        from parallel.mesh import device_mesh
+
+        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            raise ValueError(f"{self.output} is there already and not an empty folder; choose another one")
+        mesh = device_mesh("data=1", jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            found = trained.load(self.folder, mesh)
+            pretrained.save(self.output, found.model)
+        if found.run is None:
+            for name in ("tokenizer.json", *PIECES):
+                if (self.folder / name).is_file():
+                    shutil.copy(self.folder / name, self.output / name)
+        elif isinstance(tokenizer := found.prepared(self.prepared).tokenizer, SentencePieceTokenizer):
+            tokenizer.save(self.output / "tokenizer.model")
+        print(self.output)
+        return 0

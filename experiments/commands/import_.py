@@ -1,0 +1,54 @@
+"""`scaling import`: a model of the library transformers becomes a checkpoint of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Command:
+    """Read a trained model from a folder with config.json and safetensors, and write it as a checkpoint.
+
+        scaling import downloads/gpt2
+        scaling import downloads/all-MiniLM-L6-v2 -o models/minilm
+        scaling generate runs/imported/gpt2 --prompt 'Once upon a time'
+
+    The folder is one that the library transformers saves, as model hubs have them: GPT-2, Llama, BERT, RoBERTa, T5,
+    BART and more. Every tensor must have its place, and every place its tensor: the first that does not is named.
+    Only safetensors are read, one file or several, since other formats can run programs.
+
+    What is written: architecture.json, the model as data; a checkpoint, every bit of it verified when read; and the
+    tokenizer's files, as they were.
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """Folder with config.json and model.safetensors, or several files and their index."""
+
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder to write; by default one of the same name in runs/imported."""
+
+    def __call__(self) -> int:
+        """Imports, and prints what it was."""
+        import jax
+
+        from experiments import trained
+        from models import pretrained
+        from models.cost import cost
+        from models.execution import Execution
+        from parallel.mesh import device_mesh
+
+        output = self.output or Path("runs/imported") / self.folder.resolve().name
+        if (output / trained.ARCHITECTURE).exists():
+            raise ValueError(f"{output} holds an imported model already; choose another folder with --output")
+        with jax.set_mesh(device_mesh("data=1", jax.devices()[:1])):
+            architecture, model = pretrained.load(self.folder, execution=Execution())
+            trained.save(output, model, source=self.folder)
+        counts = cost(architecture)
+        shape = f"width {architecture.width}, {architecture.depth} blocks, vocabulary {architecture.vocab:,}"
+        print(f"{architecture.family}: {shape}, {counts.params:,} parameters, every tensor in its place")
+        print(output)
+        return 0
