@@ -15,6 +15,7 @@ from models.attention import Attention
 from models.cost import Cost
 from models.embedding import Embedding
 from models.execution import Execution
+from models.experts import Experts
 from models.feedforward import MLP
 from models.head import Classifier, Head
 from models.identity import ADDED
@@ -53,6 +54,13 @@ class Order(Enum):
     PARALLEL = "parallel"
 
 
+class Opening(Enum):
+    """Whether the norm before a block's mixer is there, or left out where the embedding has one (ModernBERT)."""
+
+    NORMED = "normed"
+    BARE = "bare"
+
+
 class Sharing(Enum):
     """Whether each repeat of a pattern has parameters of its own, or all have the same (Lan et al. 2020)."""
 
@@ -72,17 +80,21 @@ class Block:
         placement: where the norms are.
         order: whether branches follow each other.
         dropout: share of each branch's output dropped in training.
+        opening: whether the mixer's branch has its norm.
     """
 
     mixer: Attention
-    feedforward: MLP
+    feedforward: MLP | Experts
     cross: Attention | None = None
     norm: Norm = RMS_NORM
     placement: NormPlacement = NormPlacement.PRE
     order: Order = Order.SERIES
     dropout: float = 0.0
+    opening: Opening = field(default=Opening.NORMED, metadata=ADDED)
 
     def __post_init__(self):
+        if self.opening is Opening.BARE and self.placement is not NormPlacement.PRE:
+            raise ValueError("block: only a norm before the mixer can be left out")
         if self.order is Order.PARALLEL and self.placement is NormPlacement.POST:
             raise ValueError("block: parallel branches have no sum of their own to normalise; choose another placement")
 
@@ -94,6 +106,7 @@ class Block:
     def cost(self, width: int, length: int, memory: int = 0) -> Cost:
         """Parameters and FLOPs per token on rows of `length` tokens, with `memory` tokens to attend to."""
         norms = self.branches * (2 if self.placement is NormPlacement.SANDWICH else 1)
+        norms -= self.opening is Opening.BARE
         cross = self.cross.cross_cost(width, length, memory) if self.cross else Cost()
         parts = self.mixer.cost(width, length) + cross + self.feedforward.cost(width, length)
         return parts + self.norm.cost(width) * norms
@@ -261,6 +274,11 @@ class Architecture:
     def attentions(self) -> tuple[Attention, ...]:
         """Every attention, to itself and to a memory."""
         return tuple(part for block in self.blocks for part in (block.mixer, block.cross) if part)
+
+    @property
+    def routed(self) -> bool:
+        """Whether any block has experts."""
+        return any(isinstance(block.feedforward, Experts) for block in self.blocks)
 
     @property
     def depth(self) -> int:

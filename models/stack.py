@@ -5,8 +5,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models.config import Block, NormPlacement, Order, Sharing, Stack
+from models.config import Block, NormPlacement, Opening, Order, Sharing, Stack
 from models.execution import Execution, Layers
+from models.experts import Experts
 from models.layers import Normalize, dropout, repeated
 from models.positions import RelativeScores
 
@@ -21,7 +22,8 @@ class ResidualBlock(nnx.Module):
             if part is None:
                 continue
             setattr(self, name, part.build(width, depth_scale=depth_scale, std=std, execution=execution))
-            setattr(self, f"{name}_norm", Normalize(config.norm, (width,), ("embed",), execution=execution))
+            if name != "mixer" or config.opening is Opening.NORMED:
+                setattr(self, f"{name}_norm", Normalize(config.norm, (width,), ("embed",), execution=execution))
             if config.placement is NormPlacement.SANDWICH:
                 closing = Normalize(config.norm, (width,), ("embed",), execution=execution)
                 setattr(self, f"{name}_closing_norm", closing)
@@ -36,8 +38,9 @@ class ResidualBlock(nnx.Module):
         prefix: Bool[Array, "batch length"] | None = None,
         bias: Float[Array, "kv_heads groups length length"] | None = None,
         key: Key[Array, ""] | None = None,
+        penalties: list[Float[Array, ""]] | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """One block further along the residual stream."""
+        """One block further along the residual stream; penalties of experts are appended to `penalties`."""
         config, crosses = self.config, self.config.cross is not None
         keys = (None,) * 5 if key is None else jax.random.split(key, 5 if crosses else 3)
         own = dict(segments=segments, prefix=prefix, bias=bias)
@@ -45,7 +48,7 @@ class ResidualBlock(nnx.Module):
         if crosses:
             seen = dict(segments=segments, memory=memory, memory_segments=memory_segments)
             branches.append(("cross", lambda y: self.cross(y, **seen, key=keys[3]), keys[4]))
-        branches.append(("feedforward", self.feedforward, keys[2]))
+        branches.append(("feedforward", lambda y: self._transform(y, penalties), keys[2]))
         if config.order is Order.PARALLEL:
             return x + sum(self._branch(x, *branch) for branch in branches)
         for branch in branches:
@@ -54,10 +57,18 @@ class ResidualBlock(nnx.Module):
                 x = getattr(self, f"{branch[0]}_norm")(x)
         return x
 
+    def _transform(self, x, penalties):
+        """The feed-forward part."""
+        if penalties is None or not isinstance(self.config.feedforward, Experts):
+            return self.feedforward(x)
+        y, penalty = self.feedforward.with_penalty(x)
+        penalties.append(penalty)
+        return y
+
     def _branch(self, x, name, part, key):
         """What a branch adds to the residual stream."""
-        norm, placement = getattr(self, f"{name}_norm"), self.config.placement
-        y = part(norm(x) if placement in (NormPlacement.PRE, NormPlacement.SANDWICH) else x)
+        norm, placement = getattr(self, f"{name}_norm", None), self.config.placement
+        y = part(norm(x) if norm and placement in (NormPlacement.PRE, NormPlacement.SANDWICH) else x)
         if placement is NormPlacement.OUTPUT:
             y = norm(y)
         elif placement is NormPlacement.SANDWICH:
@@ -96,7 +107,21 @@ class RepeatedStack(nnx.Module):
         prefix: Bool[Array, "batch length"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch length embed"]:
-        """Through all blocks.
+        """Through all blocks; see `with_penalty`."""
+        seen = dict(segments=segments, memory=memory, memory_segments=memory_segments, prefix=prefix)
+        return self.with_penalty(x, **seen, key=key)[0]
+
+    def with_penalty(
+        self,
+        x: Float[Array, "batch length embed"],
+        *,
+        segments: Int[Array, "batch length"] | None,
+        memory: Float[Array, "batch memory embed"] | None = None,
+        memory_segments: Int[Array, "batch memory"] | None = None,
+        prefix: Bool[Array, "batch length"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch length embed"], Float[Array, ""] | None]:
+        """Through all blocks, and what their experts add to the training loss; None where there are none.
 
         Args:
             x: the residual stream.
@@ -114,10 +139,11 @@ class RepeatedStack(nnx.Module):
 
         def repeat(x, layer):
             blocks, keys = layer
+            penalties: list[Float[Array, ""]] = []
             for index, block in enumerate(blocks):
-                x = block(x, **seen, bias=bias, key=None if keys is None else keys[index])
+                x = block(x, **seen, bias=bias, key=None if keys is None else keys[index], penalties=penalties)
                 x = checkpoint_name(x, "residual")
-            return x
+            return x, sum(penalties) if penalties else None
 
         x = checkpoint_name(x, "residual")
         repeat = self.execution.checkpointed(repeat)
@@ -129,11 +155,18 @@ class RepeatedStack(nnx.Module):
             blocks, rest = self._parted()
             body, layers = repeat, (blocks, keys)
         if self.execution.layers is Layers.SCAN:
-            x, _ = jax.lax.scan(lambda x, layer: (body(x, layer), None), x, layers, length=config.repeats)
+            x, looped = jax.lax.scan(body, x, layers, length=config.repeats)
+            penalties = [] if looped is None else [looped.sum()]
         else:
+            penalties = []
             for layer in _unstack(layers, config.repeats):
-                x = body(x, layer)
-        return repeat(x, (rest, last_keys)) if rest else x
+                x, penalty = body(x, layer)
+                penalties.append(penalty)
+        if rest:
+            x, penalty = repeat(x, (rest, last_keys))
+            penalties.append(penalty)
+        told = [penalty for penalty in penalties if penalty is not None]
+        return x, sum(told) if told else None
 
     def blocks(self) -> list[ResidualBlock]:
         """All blocks in order, each with the parameters it uses."""

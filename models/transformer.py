@@ -33,6 +33,7 @@ class _Ends(nnx.Module):
         common = dict(std=config.std, execution=execution)
         if config.head:
             self.head = TokenHead(config.head, config.vocab, config.width, size, **common)
+        self.routed = config.routed
         if config.classifier:
             self.classifier = ClassHead(config.classifier, config.width, **common)
 
@@ -104,10 +105,24 @@ class _OneStack(_Ends):
             prefix: where a causal model is seen by earlier positions of the document too; None for nowhere.
             key: randomness for dropout; None in evaluation.
         """
+        told = dict(segments=segments, positions=positions, types=types, prefix=prefix)
+        return self.with_penalty(tokens, **told, key=key)[0]
+
+    def with_penalty(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        segments: Int[Array, "batch length"] | None = None,
+        positions: Int[Array, "batch length"] | None = None,
+        types: Int[Array, "batch length"] | None = None,
+        prefix: Bool[Array, "batch length"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch length embed"], Float[Array, ""] | None]:
+        """The same, and what experts add to the training loss; None where there are none."""
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.prelude(self.table, tokens, positions=positions, types=types, key=embedding_key)
-        x = self.stack(x, segments=segments, prefix=prefix, key=stack_key)
-        return x if self.norm is None else self.norm(x)
+        x, penalty = self.stack.with_penalty(x, segments=segments, prefix=prefix, key=stack_key)
+        return x if self.norm is None else self.norm(x), penalty
 
 
 class Decoder(_OneStack):
@@ -154,14 +169,31 @@ class EncoderDecoder(_Ends):
         Raises:
             ValueError: if segments are given for one side alone.
         """
+        segments = dict(input_segments=input_segments, target_segments=target_segments)
+        places = dict(input_positions=input_positions, target_positions=target_positions)
+        return self.with_penalty(inputs, targets, **segments, **places, key=key)[0]
+
+    def with_penalty(
+        self,
+        inputs: Int[Array, "batch inputs"],
+        targets: Int[Array, "batch length"],
+        *,
+        input_segments: Int[Array, "batch inputs"] | None = None,
+        target_segments: Int[Array, "batch length"] | None = None,
+        input_positions: Int[Array, "batch inputs"] | None = None,
+        target_positions: Int[Array, "batch length"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch length embed"], Float[Array, ""] | None]:
+        """The same, and what experts of either side add to the training loss; None where there are none."""
         if (input_segments is None) != (target_segments is None):
             raise ValueError("segments are given for inputs and targets, or for neither")
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        memory = self.encode(inputs, segments=input_segments, positions=input_positions, key=keys[0])
+        memory, first = self._encoded(inputs, segments=input_segments, positions=input_positions, key=keys[0])
         x = self.decoder_prelude(self.table, targets, positions=target_positions, key=keys[1])
         seen = dict(segments=target_segments, memory=memory, memory_segments=input_segments)
-        x = self.decoder(x, **seen, key=keys[2])
-        return x if self.decoder_norm is None else self.decoder_norm(x)
+        x, second = self.decoder.with_penalty(x, **seen, key=keys[2])
+        told = [penalty for penalty in (first, second) if penalty is not None]
+        return x if self.decoder_norm is None else self.decoder_norm(x), sum(told) if told else None
 
     def encode(
         self,
@@ -172,10 +204,13 @@ class EncoderDecoder(_Ends):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch inputs embed"]:
         """The encoder's output, which the decoder attends to; arguments as for the whole."""
+        return self._encoded(inputs, segments=segments, positions=positions, key=key)[0]
+
+    def _encoded(self, inputs, *, segments, positions, key):
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.encoder_prelude(self.table, inputs, positions=positions, key=embedding_key)
-        x = self.encoder(x, segments=segments, key=stack_key)
-        return x if self.encoder_norm is None else self.encoder_norm(x)
+        x, penalty = self.encoder.with_penalty(x, segments=segments, key=stack_key)
+        return x if self.encoder_norm is None else self.encoder_norm(x), penalty
 
 
 Model = Decoder | Encoder | EncoderDecoder

@@ -35,6 +35,7 @@ class Rules:
     groups: MeshAxes = ()
     head_dim: MeshAxes = ()
     hidden: MeshAxes = ("tensor",)
+    expert: MeshAxes = ()
     layers: MeshAxes = ()
     resting: MeshAxes = ("fsdp",)
 

@@ -54,8 +54,9 @@ def token_losses(model: nnx.Module, example: Example, *, dropout: Key[Array, ""]
     """Losses and weights of each position of an encoder or decoder."""
     # Only a model that is asked for it need know what a prefix is.
     prefix = {} if example.prefix is None else {"prefix": example.prefix}
-    hidden = model(example.tokens, segments=example.segments, positions=example.positions, key=dropout, **prefix)
-    return cross_entropy(model, hidden, example.targets) * example.weights, example.weights
+    sides = dict(segments=example.segments, positions=example.positions, **prefix)
+    hidden, penalty = _hidden(model, example.tokens, dropout=dropout, **sides)
+    return (cross_entropy(model, hidden, example.targets) + penalty) * example.weights, example.weights
 
 
 def pair_losses(
@@ -63,6 +64,13 @@ def pair_losses(
 ) -> Losses:
     """Losses and weights of each target of an encoder-decoder."""
     segments = {"input_segments": example.input_segments, "target_segments": example.segments}
-    hidden = model(example.inputs, example.tokens, key=dropout, **segments)
-    losses = cross_entropy(model, hidden, example.targets, smoothing=smoothing)
+    hidden, penalty = _hidden(model, example.inputs, example.tokens, dropout=dropout, **segments)
+    losses = cross_entropy(model, hidden, example.targets, smoothing=smoothing) + penalty
     return losses * example.weights, example.weights
+
+
+def _hidden(model: nnx.Module, *rows: Array, dropout: Key[Array, ""] | None, **sides: Array):
+    """What the model makes of rows, and what uneven use of its experts adds to each loss in training."""
+    if dropout is None or not getattr(model, "routed", False):
+        return model(*rows, key=dropout, **sides), 0.0
+    return model.with_penalty(*rows, key=dropout, **sides)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from models.config import Architecture, Block
+from models.experts import Experts
 from models.formats.tensors import Layout, Settings, Tensor, activation_name, attention, linear, norm
 from models.head import Tying
 
@@ -42,6 +43,7 @@ def read(config: Settings, *, tied: bool = False, activation: str = "hidden_act"
 def write(architecture: Architecture, name: str, *, activation: str = "hidden_act") -> dict[str, Any]:
     """The same in their words; `name` is that of the class in transformers."""
     block = architecture.decoder.pattern[0]
+    mlp = block.feedforward.mlp if isinstance(block.feedforward, Experts) else block.feedforward
     return {
         "architectures": [name],
         "hidden_size": architecture.width,
@@ -51,8 +53,8 @@ def write(architecture: Architecture, name: str, *, activation: str = "hidden_ac
         "head_dim": block.mixer.head_dim,
         "vocab_size": architecture.vocab,
         "max_position_embeddings": architecture.length,
-        "intermediate_size": block.feedforward.hidden,
-        activation: activation_name(block.feedforward.activation),
+        "intermediate_size": mlp.hidden,
+        activation: activation_name(mlp.activation),
         "rope_theta": block.mixer.rotary.base,
         "tie_word_embeddings": architecture.head.tying is Tying.TIED,
         "initializer_range": architecture.std or 0.02,

@@ -41,14 +41,14 @@ class Tensor:
         name: its name.
         params: paths of the parameters that it holds, such as `stack.pattern.0.mixer.query`.
         layout: how it holds them.
-        layer: index on their leading axis `layers`; None for parameters outside of stacks.
+        layer: index on their leading axis `layers`, and on that of experts; None for parameters outside of stacks.
         shape: its shape where that is not the layout's, such as that of a convolution.
     """
 
     name: str
     params: tuple[str, ...]
     layout: Layout = Layout.VECTOR
-    layer: int | None = None
+    layer: int | tuple[int, int] | None = None
     shape: tuple[int, ...] | None = None
 
     def join(self, values: list[np.ndarray], inputs: list[int]) -> np.ndarray:

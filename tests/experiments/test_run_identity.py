@@ -103,6 +103,11 @@ def test_every_setting_that_defines_the_result_changes_the_identity():
     masked = Masked(vocabulary=Vocabulary(size=260, extra=1))
     assert replace(RUN, architecture=other, objective=masked).identity != RUN.identity
     del settings["architecture", "encoder"], settings["architecture", "decoder", "pattern", 0, "cross"]
+    # Only a pattern of several blocks can have a rest.
+    stack = replace(RUN.architecture.decoder, pattern=RUN.architecture.decoder.pattern * 2)
+    stacks = [with_leaf(RUN, ("architecture", "decoder"), replace(stack, rest=rest)) for rest in (0, 1)]
+    assert len({run.identity for run in stacks}) == 2
+    del settings["architecture", "decoder", "rest"]
     assert len(settings) > 45
     seen = {RUN.identity: ()}
     for path, value in settings.items():

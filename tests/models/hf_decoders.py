@@ -37,6 +37,12 @@ DECODERS = {
     "gemma3-local": ("gemma3_text", "Gemma3ForCausalLM", _GEMMA | dict(num_key_value_heads=1)),
     "phi3": ("phi3", "Phi3ForCausalLM", _GATED | dict(sliding_window=6)),
     "phi3-whole": ("phi3", "Phi3ForCausalLM", _GATED | dict(tie_word_embeddings=True, rope_theta=50.0)),
+    "mixtral": ("mixtral", "MixtralForCausalLM", _GATED | dict(num_local_experts=5, sliding_window=None)),
+    "mixtral-balance": (
+        "mixtral", "MixtralForCausalLM",
+        _GATED | dict(num_local_experts=4, num_experts_per_tok=3, num_hidden_layers=1, output_router_logits=True,
+                      router_aux_loss_coef=0.5, sliding_window=None),
+    ),
     "bloom": ("bloom", "BloomForCausalLM", _BLOOM),
     "bloom-eight": ("bloom", "BloomForCausalLM", _BLOOM | dict(n_head=8, n_layer=2)),
 }  # fmt: skip
@@ -49,6 +55,7 @@ THOROUGH = (
     "gpt-neox-series",
     "gemma2-uncapped",
     "gemma3-local",
+    "mixtral-balance",
     "phi3-whole",
     "bloom-eight",
 )

@@ -1,0 +1,36 @@
+"""Mixtral."""
+
+from dataclasses import replace
+from typing import Any
+
+from models.config import Architecture
+from models.experts import Experts
+from models.layers import RMS_NORM
+from models.zoo.base import with_blocks
+from models.zoo.llama import GATED, gated_decoder
+from models.zoo.registry import family_of, publish
+
+
+@family_of("mixtral", vocab=32_000, length=32_768, rotary_base=1e6, norm=replace(RMS_NORM, epsilon=1e-5), **GATED)
+def mixtral(*, experts: int = 8, chosen: int = 2, balance: float = 0.02, **settings: Any) -> Architecture:
+    """Mixtral (Jiang et al. 2024): Mistral without a window, each MLP eight experts of which a token uses two.
+
+    `experts`, `chosen` and `balance` are those of `models.experts.Experts`.
+    """
+    base = gated_decoder(**settings)
+    routed = lambda block: replace(  # noqa: E731
+        block, feedforward=Experts(mlp=block.feedforward, count=experts, chosen=chosen, balance=balance)
+    )
+    return replace(base, decoder=with_blocks(base.decoder, routed))
+
+
+publish(
+    "Jiang et al. 2024",
+    {
+        "mixtral-8x7b": (mixtral(width=4096, depth=32, heads=32, kv_heads=8, hidden=14_336), 46_702_792_704),
+        "mixtral-8x22b": (
+            mixtral(width=6144, depth=56, heads=48, kv_heads=8, hidden=16_384, vocab=32_768, length=65_536),
+            140_630_071_296,
+        ),
+    },
+)
