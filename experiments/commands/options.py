@@ -26,6 +26,7 @@ from experiments.objectives import (
     Vocabulary,
 )
 from experiments.objectives.named import USUAL, Name, named
+from experiments.optimizer import Schedule, Shape
 from models import ladder, zoo
 from models.config import Architecture
 from models.head import Classifier, Pooling, Tying
@@ -240,3 +241,24 @@ class ModelOptions(FamilyOptions):
         if shape:
             return zoo.make(self.family, **shape, vocab=vocab, length=length, **reads, **self.settings())
         return ladder.closest(self.family, self.params or 1e5, vocab=vocab, length=length, **reads, **self.settings())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """Learning rate over a run."""
+
+    peak: float | None = None
+    """Highest rate; by default one that depends on the model's size and the number of steps."""
+    shape: tyro.conf.EnumChoicesFromValues[Shape] = Shape.LINEAR
+    """What follows the warmup, down to `final` times the peak."""
+    warmup: float = Schedule.warmup
+    """Share of all steps with a linear rise from zero."""
+    decay: float = Schedule.decay
+    """Share of all steps in which wsd falls."""
+    final: float = 0.0
+    """Rate at the end, as a share of the peak."""
+
+    def build(self, usual: float) -> Schedule:
+        """The schedule; its peak is `usual` where none is set."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Schedule(**chosen | {"peak": usual if self.peak is None else self.peak})

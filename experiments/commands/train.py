@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from experiments.commands.options import ModelOptions, TextOptions, answering, objective_for, reading
+from experiments.commands.options import ModelOptions, ScheduleOptions, TextOptions, answering, objective_for, reading
 from experiments.objectives.named import Name
-from experiments.optimizer import AdamW, Schedule
+from experiments.optimizer import AdamW
 from experiments.train import Placement
 
 
@@ -47,8 +47,7 @@ class Command:
     """What is predicted of text; by default causal for a decoder, masked for an encoder, span-corruption for both."""
     shift: int = 0
     """Of images: pixels by which each is moved at most in training, another way every time."""
-    schedule: Schedule | None = None
-    """Learning rate; by default a linear fall to zero from a peak that depends on the size."""
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     optimizer: AdamW = field(default_factory=AdamW)
     steps: int | None = None
     """Optimizer steps."""
@@ -116,7 +115,6 @@ class Command:
 
     def run(self, prepared):
         """The run that the options describe."""
-        from experiments.optimizer import Shape
         from experiments.runs import Run
         from experiments.sweep import RateRule
         from models.execution import Precision
@@ -145,12 +143,11 @@ class Command:
             precision = Precision.BFLOAT16 if has_fast_bf16(jax.devices()[0]) else Precision.FLOAT32
         else:
             precision = Precision(self.precision.value)
-        schedule = self.schedule or Schedule(peak=RateRule().peak(architecture, steps), shape=Shape.LINEAR, final=0.0)
         return Run(
             architecture=architecture,
             data=self.data.config(),
             rows=prepared.fingerprint,
-            schedule=schedule,
+            schedule=self.schedule.build(RateRule().peak(architecture, steps)),
             batch=self.batch,
             steps=steps,
             objective=objective,
