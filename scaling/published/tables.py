@@ -9,7 +9,7 @@ import hashlib
 import os
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -134,6 +134,24 @@ def _brief(error: Exception) -> str:
 _SAME = {name: name for name in ("params", "tokens", "loss")}
 _TAO_TOKENS = "(0.00639222 * log(vocab_size)**2 - 0.15811069 * log(vocab_size) + 1.20470122)"
 
+_ROUTING = PublishedTable(
+    name="routing",
+    file="routing_final_losses.csv",
+    text="last loss of dense and routed models; fitted: dense and S-Base, every second block routed, k = 1",
+    columns={
+        "run": "hyper_id",
+        "params": "total_parameter_count",
+        "params_active": "dense_parameter_count",
+        "experts": "num_experts",
+        "width": "d_model",
+        "layers": "num_blocks",
+        "loss": "loss_validation",
+    },
+    where="k == 1 and routing_frequency == 0.5 and seed == 42 and router_type in ['Dense', 'S-Base']",
+    licence="CC-BY-4.0",
+    source="Clark et al. 2022, arXiv:2202.01169; google-deepmind/scaling_laws_for_routing",
+)
+
 _ENTRIES = (
     PublishedTable(
         name="chinchilla",
@@ -214,37 +232,12 @@ _ENTRIES = (
         licence="none stated",
         source="Li et al. 2025, arXiv:2503.04715; step-law/steplaw",
     ),
-    PublishedTable(
-        name="routing",
-        file="routing_final_losses.csv",
-        text="last loss of dense and routed models; fitted: dense and S-Base, every second block routed, k = 1",
-        columns={
-            "run": "hyper_id",
-            "params": "total_parameter_count",
-            "params_active": "dense_parameter_count",
-            "experts": "num_experts",
-            "width": "d_model",
-            "layers": "num_blocks",
-            "loss": "loss_validation",
-        },
-        where="k == 1 and routing_frequency == 0.5 and seed == 42 and router_type in ['Dense', 'S-Base']",
-        licence="CC-BY-4.0",
-        source="Clark et al. 2022, arXiv:2202.01169; google-deepmind/scaling_laws_for_routing",
-    ),
-    PublishedTable(
+    _ROUTING,
+    replace(
+        _ROUTING,
         name="routing-curves",
         file="routing_curves.csv.gz",
         text="losses of the same models every 10,000 steps",
-        columns={
-            "run": "hyper_id",
-            "params": "total_parameter_count",
-            "params_active": "dense_parameter_count",
-            "experts": "num_experts",
-            "width": "d_model",
-            "layers": "num_blocks",
-            "loss": "loss_validation",
-        },
-        where="k == 1 and routing_frequency == 0.5 and seed == 42 and router_type in ['Dense', 'S-Base']",
         cluster="run",
         original=Original(
             "google-deepmind/scaling_laws_for_routing",
@@ -252,8 +245,6 @@ _ENTRIES = (
             "data/curves.csv.gz",
             "c03e7531add85e594f368d33bac4a0220280be858a7ed12d147cf73af6a3819f",
         ),
-        licence="CC-BY-4.0",
-        source="Clark et al. 2022, arXiv:2202.01169; google-deepmind/scaling_laws_for_routing",
     ),
     PublishedTable(
         name="porian",
