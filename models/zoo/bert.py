@@ -24,16 +24,17 @@ def bert(*, types: int = 2, **settings: Any) -> Architecture:
     `types` is the number of kinds of tokens. There is no classifier of sentence pairs: `dataclasses.replace` with a
     `classifier` adds it.
     """
-    return _bert(types, offset=0, **settings)
+    return masked_encoder(types, offset=0, **settings)
 
 
 @family_of("roberta", vocab=50_265, norm=FINE_LAYER_NORM, **_OWN)
 def roberta(*, types: int = 1, **settings: Any) -> Architecture:
     """RoBERTa (Liu et al. 2019): BERT trained longer, with one type, and places that begin after two unused rows."""
-    return _bert(types, offset=2, **settings)
+    return masked_encoder(types, offset=2, **settings)
 
 
-def _bert(types: int, *, offset: int, **settings: Any) -> Architecture:
+def masked_encoder(types: int, *, offset: int, **settings: Any) -> Architecture:
+    """The encoder of that family, with kinds of tokens, a norm of the embedding, and BERT's head for masked tokens."""
     base = encoder_only(**settings)
     (block,) = base.encoder.pattern
     transform = Transform(activation=block.feedforward.activation, norm=block.norm)

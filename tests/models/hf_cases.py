@@ -34,6 +34,12 @@ def _pairs() -> dict:
     return inputs | {"labels": np.where(real, targets, -100).tolist()}
 
 
+def _replaced() -> dict:
+    """Of each token whether it was replaced."""
+    labels = _RNG.integers(0, 2, (ROWS, LENGTH)).astype(float)
+    return {"input_ids": _TOKENS.tolist(), "attention_mask": _MASK.tolist(), "labels": labels.tolist()}
+
+
 def _images(*, height: int = 12, channels: int = 3) -> dict:
     pixels = _RNG.normal(size=(ROWS, channels, height, height)).round(3)
     return {"pixel_values": pixels.tolist(), "labels": [0, 4, 2]}
@@ -47,6 +53,12 @@ _LLAMA = dict(
 _BERT = dict(
     hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40, vocab_size=VOCAB,
     max_position_embeddings=16,
+)  # fmt: skip
+_MODERN = dict(
+    hidden_size=24, num_hidden_layers=5, num_attention_heads=4, intermediate_size=40, vocab_size=VOCAB,
+    max_position_embeddings=16, local_attention=6, global_attn_every_n_layers=3, global_rope_theta=400.0,
+    local_rope_theta=50.0, reference_compile=False, attn_implementation="eager",
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
 )  # fmt: skip
 _T5 = dict(
     d_model=24,
@@ -112,6 +124,12 @@ CASES = {
         "roberta", "RobertaForMaskedLM", _BERT | dict(max_position_embeddings=18, type_vocab_size=1, pad_token_id=1),
         _masked(pad=1, types=False),
     ),
+    "albert": _case("albert", "AlbertForMaskedLM", _BERT | dict(embedding_size=16), _masked(pad=0, types=True)),
+    "electra": _case("electra", "ElectraForPreTraining", _BERT | dict(embedding_size=16), _replaced()),
+    "electra-generator": _case(
+        "electra", "ElectraForMaskedLM", _BERT | dict(embedding_size=24), _masked(pad=0, types=False)
+    ),
+    "modernbert": _case("modernbert", "ModernBertForMaskedLM", _MODERN, _masked(pad=0, types=False), unnormed=True),
     "t5": _case("t5", "T5ForConditionalGeneration", _T5, _pairs()),
     "t5-1.1": _case(
         "t5", "T5ForConditionalGeneration",

@@ -11,7 +11,8 @@ from model_cases import executed, filled
 
 from models import zoo
 from models.attention import Visibility
-from models.config import Order, Sharing
+from models.config import Opening, Order, Sharing
+from models.cost import cost
 from models.execution import Execution, Layers
 from models.feedforward import Activation
 from models.head import Classifier, Pooling, Transform
@@ -32,7 +33,8 @@ PARALLEL = zoo.llama(**SIZES, window=5)
 PARALLEL = replace(
     PARALLEL, decoder=replace(PARALLEL.decoder, pattern=(replace(PARALLEL.decoder.pattern[0], order=Order.PARALLEL),))
 )
-ONE = {"bert": BERT, "albert": ALBERT, "parallel": PARALLEL}
+MODERN = zoo.modernbert(**SIZES | {"depth": 5}, window=3)
+ONE = {"bert": BERT, "albert": ALBERT, "parallel": PARALLEL, "modernbert": MODERN}
 PAIRED = {name: zoo.make(name, **SIZES) for name in ("t5", "bart")}
 RNG = np.random.default_rng(0)
 TOKENS, TARGETS = RNG.integers(0, 32, (8, 12)), RNG.integers(0, 32, (8, 10))
@@ -83,6 +85,24 @@ def test_pairs_are_causal_and_see_no_padding(name):
     assert far(whole[:, 0], pair(model, inputs, TARGETS, REAL, WRITTEN)[:, 0]) > 1e-3
     with pytest.raises(ValueError, match="or for neither"):
         model(TOKENS, TARGETS, input_segments=REAL)
+
+
+def test_modernbert_looks_near_and_far_by_turns():
+    windows = [block.mixer.window for block in MODERN.blocks]
+    assert windows == [None, 3, 3, None, 3]
+    first, *others = filled(MODERN).stack.pattern
+    assert not hasattr(first, "mixer_norm")
+    assert all(hasattr(block, "mixer_norm") for block in others)
+    with pytest.raises(ValueError, match="only a norm before the mixer can be left out"):
+        replace(BERT.blocks[0], opening=Opening.BARE)
+
+
+def test_a_shared_block_counts_once_and_works_at_every_depth():
+    few, many = (replace(ALBERT, encoder=replace(ALBERT.encoder, repeats=repeats)) for repeats in (1, 3))
+    assert cost(few).params == cost(many).params
+    block = few.encoder.pattern[0].cost(16, 12)
+    more = cost(many).flops_per_token - cost(few).flops_per_token
+    assert more == pytest.approx(2 * block.flops_per_token)
 
 
 def test_a_prefix_is_seen_from_before():

@@ -15,7 +15,20 @@ from models.execution import Execution
 from models.positions import Positions
 
 SIZES = dict(width=16, depth=2, heads=4, vocab=32, length=8)
-FAMILIES = ["gpt2", "llama", "bert", "roberta", "transformer", "bart", "t5", "t5-1.1"]
+FAMILIES = [
+    "gpt2",
+    "llama",
+    "bert",
+    "roberta",
+    "transformer",
+    "bart",
+    "t5",
+    "t5-1.1",
+    "albert",
+    "electra",
+    "electra-generator",
+    "modernbert",
+]
 
 
 @pytest.fixture

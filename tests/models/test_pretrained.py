@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf_cases import CASES
@@ -80,8 +81,11 @@ def classified(model, inputs):
     return {name: np.asarray(array) for name, array in found.items()}
 
 
-def computed(model, inputs, *, penalised):
-    """Logits, hidden states, loss and gradients, as transformers gives them; maybe with what experts add to a loss."""
+def computed(model, inputs, *, penalised, unnormed):
+    """Logits, hidden states, loss and gradients, as transformers gives them.
+
+    Some add to the loss what experts do (`penalised`), some tell the last state before its norm (`unnormed`).
+    """
     if "pixel_values" in inputs:
         return classified(model, inputs)
     rows = {name: np.asarray(value) for name, value in inputs.items()}
@@ -98,6 +102,10 @@ def computed(model, inputs, *, penalised):
         return model(rows["input_ids"], segments=segments, types=types)
 
     def loss(model):
+        if model.config.classifier:
+            told = model.classes(hidden(model))[..., 0]
+            chosen = jax.nn.log_sigmoid(jnp.where(targets > 0, told, -told))
+            return -(chosen * segments).sum() / segments.sum(), told
         logits = model.logits(hidden(model))
         scores = jax.nn.log_softmax(logits[:, : targets.shape[1]])
         chosen = (scores * jax.nn.one_hot(targets, scores.shape[-1])).sum(axis=-1)
@@ -116,7 +124,7 @@ def computed(model, inputs, *, penalised):
         depth = model.config.encoder.depth
         sides = {"encoder_": [*states[:depth], memory], "decoder_": [*states[depth + 1 : -1], last]}
     else:
-        sides = {"": [*states[:-1], last]}
+        sides = {"": states if unnormed else [*states[:-1], last]}
     for side, arrays in sides.items():
         found |= {f"{side}hidden.{index}": array for index, array in enumerate(arrays)}
     found |= gradients(model, gradient)
@@ -130,7 +138,8 @@ def test_computes_what_transformers_does(folders, name, record_property):
     folder, inputs = folders / name, CASES[name]["inputs"]
     architecture, model = pretrained.load(folder / "model", execution=Execution())
     penalised = CASES[name]["config"].get("output_router_logits", False)
-    theirs, ours = load_file(folder / "results.safetensors"), computed(model, inputs, penalised=penalised)
+    theirs = load_file(folder / "results.safetensors")
+    ours = computed(model, inputs, penalised=penalised, unnormed="unnormed" in CASES[name])
     assert cost(architecture).params == theirs.pop("params")
     real = {"": "attention_mask", "encoder_": "attention_mask"}
     worst = 0.0
