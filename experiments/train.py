@@ -34,8 +34,8 @@ from experiments.metrics import MetricsLog, window_of
 from experiments.objectives import Objective, Prefixed, row_keys
 from experiments.optimizer import AdamW
 from experiments.runs import Run, RunFailed, RunFolder
-from models.attention import fits_library
 from models.execution import Execution, Kernel, Layers, Precision, Remat
+from models.kernels import misfit
 from models.layers import initialize
 from models.transformer import Model, declare, rules_for
 from parallel.distributed import is_lead
@@ -81,18 +81,25 @@ class Placement:
     def execution(self, run: Run, mesh: Mesh) -> Execution:
         """How to compute the run's architecture on a mesh."""
         platform = mesh.devices.flat[0].platform
-        fits = run.precision is Precision.BFLOAT16 and all(map(fits_library, run.architecture.attentions))
-        fits = fits and not any(stack.relative for stack in run.architecture.stacks)
-        fits = fits and not isinstance(run.objective, Prefixed)
-        fused = platform in ("gpu", "cuda") and fits
+        if self.kernel is Kernel.SPLASH and platform != "tpu":
+            raise ValueError(f"attention kernel 'splash' is for TPUs, and the mesh is of {platform} devices")
         return Execution(
             rules=rules_for(run.architecture, mesh),
             precision=run.precision,
             layers=self.layers or (Layers.UNROLL if platform == "cpu" else Layers.SCAN),
             remat=self.remat,
-            kernel=self.kernel or (Kernel.CUDNN if fused else Kernel.BLOCKS),
+            kernel=self.kernel or self._fastest(run, platform),
             logits_chunk=self.logits_chunk,
         )
+
+    def _fastest(self, run: Run, platform: str) -> Kernel:
+        """The fused kernel of the platform where it can do all that the run asks."""
+        kernel = {"gpu": Kernel.CUDNN, "cuda": Kernel.CUDNN, "tpu": Kernel.SPLASH}.get(platform, Kernel.BLOCKS)
+        lengths = run.objective.lengths(run.data.length)
+        fits = kernel is not Kernel.CUDNN or run.precision is Precision.BFLOAT16
+        fits = fits and not any(misfit(kernel, each, *lengths) for each in run.architecture.attentions)
+        fits = fits and not any(stack.relative for stack in run.architecture.stacks)
+        return kernel if fits and not isinstance(run.objective, Prefixed) else Kernel.BLOCKS
 
 
 # ---------------------------------------------------------------------------------------------------------------------

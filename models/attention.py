@@ -15,13 +15,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from models import kernels
 from models.cost import Cost, visible_pairs
 from models.execution import Execution, Kernel
+from models.kernels import KEYS, QUERIES
 from models.layers import Norm, Normalize, Role, add_bias, dropout, parameter, project, soft_cap
 from models.positions import Positions, Rotary, Start, alibi_slopes, rotate
 
-QUERIES = ("batch", "kv_heads", "groups", "length", "head_dim")
-KEYS = ("batch", "kv_heads", "length", "head_dim")
 NEVER = -1e30  # a score that no softmax notices; finite, so that a row without any visible key is not NaN
 
 
@@ -280,8 +280,13 @@ def attend(
     Raises:
         ValueError: if the kernel cannot do what the configuration asks.
     """
-    if execution.kernel in (Kernel.CUDNN, Kernel.REFERENCE):
-        return _library_attention(q, k, v, config, execution, sight, bias)
+    if execution.kernel not in (Kernel.BLOCKS, Kernel.DENSE):
+        if bias is not None or sight.prefix is not None:
+            raise ValueError(
+                f"attention kernel '{execution.kernel.value}' has no relative bias and no prefix; choose 'blocks' or "
+                "'dense' (--placement.kernel)"
+            )
+        return kernels.attend(q, k, v, config, execution, sight, scale=_scale(config))
     length = q.shape[3]
     limited = sight.ahead is not None or sight.back is not None  # else no block of queries could skip a key
     blocks = 4 if limited and execution.kernel is Kernel.BLOCKS and length % 4 == 0 and length >= 64 else 1
@@ -316,34 +321,3 @@ def attend(
 
 def _scale(config: Attention) -> float:
     return config.head_dim**-0.5 if config.scale is None else config.scale
-
-
-def fits_library(config: Attention) -> bool:
-    """Whether `jax.nn.dot_product_attention`, and so the cudnn kernel, can do what the configuration asks."""
-    return config.positions is not Positions.ALIBI and config.score_cap is None and not config.dropout
-
-
-def _library_attention(q, k, v, config: Attention, execution: Execution, sight: Sight, bias):
-    """`jax.nn.dot_product_attention` on each device's own rows and heads."""
-    if not fits_library(config) or bias is not None or sight.prefix is not None:
-        raise ValueError(
-            f"attention kernel '{execution.kernel.value}' has no ALiBi, relative bias, prefix, score cap or dropout; "
-            "choose 'blocks' or 'dense' (--placement.kernel)"
-        )
-    window = None if sight.back is None else (sight.back, sight.back if sight.ahead is None else sight.ahead)
-
-    def local(q, k, v, queries=None, keys=None):
-        batch, kv, groups, length, dim = q.shape
-        q = q.reshape(batch, kv * groups, length, dim).swapaxes(1, 2)
-        mask = None if queries is None else (queries[:, None, :, None] == keys[:, None, None, :])
-        out = jax.nn.dot_product_attention(
-            q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask, is_causal=sight.ahead == 0, local_window_size=window,
-            scale=_scale(config), implementation="cudnn" if execution.kernel is Kernel.CUDNN else "xla",
-        )  # fmt: skip
-        return out.swapaxes(1, 2).reshape(batch, kv, groups, length, dim)
-
-    spec = execution.rules.spec
-    segments = [array for array in (sight.queries, sight.keys) if array is not None]
-    arrays = [q, k, v, *segments]
-    specs = [spec(*QUERIES), spec(*KEYS), spec(*KEYS), *[spec("batch", "length")] * len(segments)]
-    return jax.shard_map(local, in_specs=tuple(specs), out_specs=spec(*QUERIES))(*arrays)
