@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from scaling.fitting.powerlaw import Compute
-from scaling.laws import CHINCHILLA, Law
+from scaling.laws import CHINCHILLA, KAPLAN_ND, Law
+from scaling.laws.chinchilla import TIED
 from scaling.runs import nearest
 
 Parameters = Mapping[str, float | Float[np.ndarray, " draws"]]
@@ -20,6 +21,17 @@ _COARSE = 160  # sizes between one parameter and one token at which the numeric 
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _ROUNDS = 45  # of golden section: the bracket shrinks by 4e-10, below what a minimum determines in float64
 _STEP = 0.1  # in log C, of the derivative that gives a local exponent
+
+# Laws that rise with A / N^alpha + B / D^beta -> log (A / B), alpha and beta.
+_TWO_POWERS: dict[Law, Callable[[Parameters], tuple[np.ndarray, np.ndarray, np.ndarray]]] = {
+    CHINCHILLA: lambda p: (np.log(p["A"] / p["B"]), p["alpha"], p["beta"]),
+    TIED: lambda p: (np.log(p["A"] / p["B"]), p["alpha"], p["alpha"]),
+    KAPLAN_ND: lambda p: (
+        p["alpha_N"] / p["alpha_D"] * np.log(p["N_c"]) - np.log(p["D_c"]),
+        p["alpha_N"] / p["alpha_D"],
+        np.ones_like(p["alpha_D"]),
+    ),
+}
 
 
 def optimum(
@@ -32,9 +44,10 @@ def optimum(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Parameters, tokens and loss where a law of N and D is lowest at a budget.
 
-    For the Chinchilla law in closed form (Hoffmann et al. 2022, arXiv:2203.15556, eq. 4, with C = k N^g D in place of
-    C = 6 N D): setting the derivative along the budget to zero gives N^(alpha + g beta) = (alpha A / (g beta B))
-    (C / k)^beta. For any other law by a grid and golden section in log N.
+    For a law that rises with A / N^alpha + B / D^beta, as Chinchilla's does, in closed form (Hoffmann et al. 2022,
+    arXiv:2203.15556, eq. 4, with C = k N^g D in place of C = 6 N D): setting the derivative along the budget to zero
+    gives N^(alpha + g beta) = (alpha A / (g beta B)) (C / k)^beta. For any other law by a grid and golden section in
+    log N.
 
     Args:
         law: reads `params` and `tokens`.
@@ -59,10 +72,10 @@ def optimum(
                 f"the optimum of law {law.name!r} needs a value of {name!r}" + nearest(name, columns or ())
             )
     draws = {name: np.asarray(parameters[name], np.float64) for name in law.names}
-    if law is CHINCHILLA:
-        big_a, big_b, alpha, beta = (draws[name] for name in ("A", "B", "alpha", "beta"))
+    if law in _TWO_POWERS:
         with np.errstate(divide="ignore", invalid="ignore"):
-            log_n = np.log(alpha * big_a / (cost.g * beta * big_b)) + beta * np.log(flops / cost.k)
+            ratio, alpha, beta = _TWO_POWERS[law](draws)
+            log_n = np.log(alpha / (cost.g * beta)) + ratio + beta * np.log(flops / cost.k)
             params = np.exp(log_n / (alpha + cost.g * beta))
     else:
         params = _lowest(lambda n: law({"params": n, "tokens": cost.tokens(flops, n)} | fixed, draws), cost, flops)

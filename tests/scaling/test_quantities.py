@@ -25,6 +25,21 @@ def test_the_numeric_optimum_is_the_closed_form(cost, flops):
         np.testing.assert_allclose(which(other, cost, flops)(DRAWS), which(laws.CHINCHILLA, cost)(DRAWS), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("chinchilla-tied", {"E": 1.8, "A": 500.0, "B": 900.0, "alpha": 0.33}),
+        ("kaplan-nd", {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103}),
+    ],
+)
+def test_other_laws_of_two_powers_have_the_closed_form_too(name, values):
+    law, cost = laws.get(name), Compute(10.0, 0.97, 0.0)
+    draws = {name: value * np.array([1.0, 1.02]) for name, value in values.items()}
+    other = replace(law, name="written again")
+    for one, two in zip(*(quantities.optimum(each, draws, cost, 1e21) for each in (law, other)), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
 def test_the_optimum_spends_the_budget_and_no_neighbour_is_lower():
     cost = Compute(10.0, 0.97, 0.0)
     params, tokens, loss = quantities.optimum(laws.CHINCHILLA, TRUTH, cost, 1e13)
