@@ -50,6 +50,23 @@ ARCHITECTURES = {
     "pattern": _pattern(),
 }  # fmt: skip
 
+# The decoders of the zoo that have an option of their own, three blocks deep: turns of two or more are unfinished.
+_TINY = dict(width=16, depth=3, heads=4, vocab=32, length=64)
+DECODERS = {
+    "mistral": zoo.mistral(**_TINY, kv_heads=2, window=5),
+    "qwen3": zoo.qwen3(**_TINY, kv_heads=2, head_dim=6),
+    "olmo": zoo.olmo(**_TINY),
+    "olmo2": zoo.olmo2(**_TINY, kv_heads=2),
+    "gpt-neox": zoo.gpt_neox(**(_TINY | dict(heads=2))),
+    "gpt3": zoo.gpt3(**_TINY, window=5),
+    "gemma2": zoo.gemma2(**_TINY, kv_heads=1, window=5, score_cap=2.0, logit_cap=3.0, score_scale=0.3),
+    "gemma3": zoo.gemma3(**(_TINY | dict(depth=5)), window=5, period=3, rotary_base=50.0),
+    "bloom": zoo.bloom(**(_TINY | dict(width=24, heads=6))),
+    "mixtral": zoo.mixtral(**_TINY, kv_heads=2, experts=5),
+}
+
+TELLING = ("olmo2", "gpt-neox", "gpt3", "gemma3", "mixtral", "bloom")  # between them, every option of those
+
 
 def initializer(architecture: Architecture, **execution):
     """The function from a key to a model with its initial values."""
