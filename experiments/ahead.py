@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from experiments.objectives import row_keys
 from experiments.runs import Run
 from experiments.train import Placement, Recipe, State, advance, initial_state
+from models.execution import Remat
 from parallel.ahead import Estimate, Topology, estimate
 from parallel.mesh import MeshShape
 from parallel.sharding import abstract
@@ -47,9 +48,13 @@ def compile_step(run: Run, placement: Placement, topology: Topology) -> Estimate
             one = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
             return advance.lower(state, rows(1, parts), *one, key, recipe=Recipe(run.objective, run.optimizer))
 
+    # A fused kernel's backward pass takes five products for the forward pass's two (Dao et al. 2022, appendix B), and
+    # remat runs the forward pass again unless it saves the kernel's output.
+    again = placement.remat in (Remat.FULL, Remat.DOTS)
+    attention = run.cost.attention_flops * run.batch_tokens * (3.5 + again)
     return estimate(
         lower, mesh, topology, parameters=state.model, optimizer=state.optimizer, residuals=saved,
-        flops=run.cost.flops_per_token * run.batch_tokens,
+        flops=run.cost.flops_per_token * run.batch_tokens, kernel_flops=attention,
     )  # fmt: skip
 
 
