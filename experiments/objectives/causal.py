@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Int, Key
 
-from experiments.objectives.cross_entropy import token_losses
-from experiments.objectives.example import Example, Losses, Sides, documents
+from experiments.objectives.cross_entropy import TokenObjective
+from experiments.objectives.example import Example, Sides, documents
 
 
 @dataclass(frozen=True, kw_only=True)
-class Causal:
+class Causal(TokenObjective):
     """Next-token prediction on rows of packed documents.
 
     A document begins with the token `bos`. Attention does not cross into another document, positions begin anew with
@@ -25,7 +24,6 @@ class Causal:
 
     sides: ClassVar[tuple[Sides, ...]] = (Sides.DECODER,)
     likelihood: ClassVar[bool] = True
-    couples_rows: ClassVar[bool] = False
 
     bos: int = 1
 
@@ -54,14 +52,3 @@ class Causal:
             segments=segments,
             positions=positions,
         )
-
-    def losses(
-        self,
-        model: nnx.Module,
-        rows: Int[Array, "batch length+1"],
-        keys: Key[Array, " batch"] | None = None,
-        *,
-        dropout: Key[Array, ""] | None = None,
-    ) -> Losses:
-        """Cross-entropy of each position in nats, zero where nothing is predicted; and the weights, 1 or 0."""
-        return token_losses(model, self.example(rows, keys), dropout=dropout)

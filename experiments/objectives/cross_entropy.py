@@ -1,4 +1,7 @@
-"""Cross-entropy of predicted tokens, and the two ways in which models are asked for it."""
+"""Cross-entropy of predicted tokens, the two ways in which models are asked for it, and the objectives that are it."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -74,3 +77,29 @@ def _hidden(model: nnx.Module, *rows: Array, dropout: Key[Array, ""] | None, **s
     if dropout is None or not getattr(model, "routed", False):
         return model(*rows, key=dropout, **sides), 0.0
     return model.with_penalty(*rows, key=dropout, **sides)
+
+
+class TokenObjective(ABC):
+    """An objective whose losses are the cross-entropies of the tokens that its example asks for."""
+
+    likelihood: ClassVar[bool] = False
+    couples_rows: ClassVar[bool] = False
+
+    @abstractmethod
+    def example(
+        self, rows: Int[Array, "batch length+1"], keys: Key[Array, " batch"] | None = None
+    ) -> Example | PairExample:
+        """What a model reads, and what it is to say; keys may be left out where nothing is random."""
+
+    def losses(
+        self,
+        model: nnx.Module,
+        rows: Int[Array, "batch length+1"],
+        keys: Key[Array, " batch"] | None = None,
+        *,
+        dropout: Key[Array, ""] | None,
+    ) -> Losses:
+        """Cross-entropy of each target in nats, zero where nothing is predicted; and the weights, 1 or 0."""
+        example = self.example(rows, keys)
+        losses = pair_losses if isinstance(example, PairExample) else token_losses
+        return losses(model, example, dropout=dropout)

@@ -7,11 +7,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Int, Key
 
-from experiments.objectives.cross_entropy import pair_losses
-from experiments.objectives.example import Losses, PairExample, Sides, by_row, late
+from experiments.objectives.cross_entropy import TokenObjective
+from experiments.objectives.example import PairExample, Sides, by_row, late
 from experiments.objectives.vocabulary import Vocabulary
 
 Damaged = tuple[Int[Array, " length"], Int[Array, ""]]
@@ -162,7 +161,7 @@ class Rotation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising:
+class Denoising(TokenObjective):
     """A damaged text is read and the whole text predicted. A row is one sequence, whatever documents it holds.
 
     Attributes:
@@ -174,8 +173,6 @@ class Denoising:
     """
 
     sides: ClassVar[tuple[Sides, ...]] = (Sides.BOTH,)
-    likelihood: ClassVar[bool] = False
-    couples_rows: ClassVar[bool] = False
 
     vocabulary: Vocabulary
     noises: tuple[Infilling | Deletion | Permutation | Rotation, ...] = (Infilling(),)
@@ -216,14 +213,3 @@ class Denoising:
             weights=jnp.ones(len(text)),
             segments=jnp.ones_like(text),
         )
-
-    def losses(
-        self,
-        model: nnx.Module,
-        rows: Int[Array, "batch length+1"],
-        keys: Key[Array, " batch"],
-        *,
-        dropout: Key[Array, ""] | None,
-    ) -> Losses:
-        """Cross-entropy of each token of the text in nats; and the weights, all 1."""
-        return pair_losses(model, self.example(rows, keys), dropout=dropout)

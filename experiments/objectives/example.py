@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models.config import Architecture
+from models.config import Architecture, Towers
 
 Losses = tuple[Float[Array, "batch predictions"], Float[Array, "batch predictions"]]
 """Loss of each prediction, 0 where there is none; and the weights, 1 or 0."""
@@ -36,8 +36,10 @@ class Sides(Enum):
     TOWERS = "two towers"
 
     @classmethod
-    def of(cls, architecture: Architecture) -> Self:
+    def of(cls, architecture: Architecture | Towers) -> Self:
         """The stacks of an architecture."""
+        if isinstance(architecture, Towers):
+            return cls.TOWERS
         if architecture.image:
             return cls.IMAGES
         if architecture.encoder and architecture.decoder:

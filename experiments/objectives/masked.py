@@ -5,16 +5,15 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Int, Key
 
-from experiments.objectives.cross_entropy import token_losses
-from experiments.objectives.example import Example, Losses, Sides, by_row, documents
+from experiments.objectives.cross_entropy import TokenObjective
+from experiments.objectives.example import Example, Sides, by_row, documents
 from experiments.objectives.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masked:
+class Masked(TokenObjective):
     """Masked language modelling (Devlin et al. 2019) with other masks at every step (Liu et al. 2019).
 
     Each ordinary token is chosen with probability `share` and is then to be predicted; what the model reads in its
@@ -31,8 +30,6 @@ class Masked:
     """
 
     sides: ClassVar[tuple[Sides, ...]] = (Sides.ENCODER,)
-    likelihood: ClassVar[bool] = False
-    couples_rows: ClassVar[bool] = False
 
     vocabulary: Vocabulary
     share: float = 0.15
@@ -83,14 +80,3 @@ class Masked:
             segments=segments,
             positions=positions,
         )
-
-    def losses(
-        self,
-        model: nnx.Module,
-        rows: Int[Array, "batch length+1"],
-        keys: Key[Array, " batch"],
-        *,
-        dropout: Key[Array, ""] | None,
-    ) -> Losses:
-        """Cross-entropy of each chosen position in nats, zero elsewhere; and the weights, 1 or 0."""
-        return token_losses(model, self.example(rows, keys), dropout=dropout)

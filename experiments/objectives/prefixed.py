@@ -5,15 +5,14 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Int, Key
 
-from experiments.objectives.cross_entropy import token_losses
-from experiments.objectives.example import Example, Losses, Sides, by_row, documents
+from experiments.objectives.cross_entropy import TokenObjective
+from experiments.objectives.example import Example, Sides, by_row, documents
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefixed:
+class Prefixed(TokenObjective):
     """Prefix language modelling (Liu et al. 2018; Raffel et al. 2020) on rows of packed documents.
 
     Each document is cut at a place drawn evenly from all of its tokens. What is before is seen from everywhere in the
@@ -24,8 +23,6 @@ class Prefixed:
     """
 
     sides: ClassVar[tuple[Sides, ...]] = (Sides.DECODER,)
-    likelihood: ClassVar[bool] = False
-    couples_rows: ClassVar[bool] = False
 
     bos: int = 1
 
@@ -61,14 +58,3 @@ class Prefixed:
             positions=positions,
             prefix=positions < cuts,
         )
-
-    def losses(
-        self,
-        model: nnx.Module,
-        rows: Int[Array, "batch length+1"],
-        keys: Key[Array, " batch"],
-        *,
-        dropout: Key[Array, ""] | None,
-    ) -> Losses:
-        """Cross-entropy of each token behind its document's prefix in nats, zero elsewhere; and the weights, 1 or 0."""
-        return token_losses(model, self.example(rows, keys), dropout=dropout)

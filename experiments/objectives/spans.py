@@ -6,16 +6,15 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Int, Key
 
-from experiments.objectives.cross_entropy import pair_losses
-from experiments.objectives.example import Losses, PairExample, Sides, by_row, late
+from experiments.objectives.cross_entropy import TokenObjective
+from experiments.objectives.example import PairExample, Sides, by_row, late
 from experiments.objectives.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanCorruption:
+class SpanCorruption(TokenObjective):
     """Span corruption (Raffel et al. 2020): a sentinel stands for each span, and the spans are predicted.
 
     The input is the text with a sentinel in the place of each span, then `eos`; the target is each sentinel with what
@@ -34,8 +33,6 @@ class SpanCorruption:
     """
 
     sides: ClassVar[tuple[Sides, ...]] = (Sides.BOTH,)
-    likelihood: ClassVar[bool] = False
-    couples_rows: ClassVar[bool] = False
 
     vocabulary: Vocabulary
     density: float = 0.15
@@ -124,17 +121,6 @@ class SpanCorruption:
             segments=jnp.ones_like(targets),
         )
 
-    def losses(
-        self,
-        model: nnx.Module,
-        rows: Int[Array, "batch length+1"],
-        keys: Key[Array, " batch"],
-        *,
-        dropout: Key[Array, ""] | None,
-    ) -> Losses:
-        """Cross-entropy of each target in nats, sentinels and `eos` included; and the weights, all 1."""
-        return pair_losses(model, self.example(rows, keys), dropout=dropout)
-
 
 def _divide(total: int, parts: int, key: Key[Array, ""]) -> Int[Array, " parts"]:
     """Sizes of `parts` parts of 1 or more that sum to `total`, each such division as likely as any other."""
@@ -143,7 +129,7 @@ def _divide(total: int, parts: int, key: Key[Array, ""]) -> Int[Array, " parts"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
+class Mixture(TokenObjective):
     """For each row one of several denoisers, drawn by the row's key; inputs and targets are padded to the longest.
 
     Attributes:
@@ -155,8 +141,6 @@ class Mixture:
     """
 
     sides: ClassVar[tuple[Sides, ...]] = (Sides.BOTH,)
-    likelihood: ClassVar[bool] = False
-    couples_rows: ClassVar[bool] = False
 
     denoisers: tuple[SpanCorruption, ...]
     shares: tuple[float, ...] = ()
@@ -218,17 +202,6 @@ class Mixture:
             weights=fill(example.weights, targets, 0),
             segments=fill(example.segments, targets, 0),
         )
-
-    def losses(
-        self,
-        model: nnx.Module,
-        rows: Int[Array, "batch length+1"],
-        keys: Key[Array, " batch"],
-        *,
-        dropout: Key[Array, ""] | None,
-    ) -> Losses:
-        """Cross-entropy of each target in nats, zero for padding; and the weights, 1 or 0."""
-        return pair_losses(model, self.example(rows, keys), dropout=dropout)
 
 
 def ul2(vocabulary: Vocabulary) -> Mixture:
