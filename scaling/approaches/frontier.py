@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from scaling import runs
-from scaling.approaches.isoflop import group_budgets, loss_curve, stray
+from scaling.approaches.isoflop import gathered, group_budgets, loss_curve, stray
 from scaling.certainty.bootstrap import Bootstrap
 from scaling.fitting.powerlaw import PowerLaw, line
 
@@ -87,7 +87,7 @@ def frontier(
 
 def _from_finals(frame: pd.DataFrame) -> Frontier:
     groups = group_budgets(frame["flops"].to_numpy())
-    points, notes = [], ["Without training curves the envelope is the best final loss of each budget."]
+    points, refused = [], []
     for rows in groups:
         budget = frame.iloc[rows]
         if len(budget) < 3:
@@ -96,10 +96,9 @@ def _from_finals(frame: pd.DataFrame) -> Frontier:
         if budget["params"].nunique() > 1 and budget["params"].min() < best["params"] < budget["params"].max():
             points.append(best[["flops", "params", "tokens", "loss"]].astype(float))
         else:
-            notes.append(
-                f"The budget of {budget['flops'].median():.3g} FLOPs is left out of approach 1: its best run is the "
-                "smallest or largest it has."
-            )
+            refused.append((budget["flops"].median(), "the best run is the smallest or largest there is"))
+    notes = ["Without training curves the envelope is the best final loss of each budget."]
+    notes += [f"Left out of approach 1, {where} FLOPs: {why}." for why, where in gathered(refused).items()]
     notes += stray(groups, "approach 1")
     if len(points) < 2:
         raise ValueError(f"approach 1 needs two budgets with a best size inside and found {len(points)}")

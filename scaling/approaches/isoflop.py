@@ -4,6 +4,7 @@ Hoffmann et al. 2022 (arXiv:2203.15556), section 3.2. Each minimum is read off a
 through the runs, which assumes no shape; a budget whose minimum its runs do not show is left out, aloud.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,11 +129,11 @@ def isoflop(frame: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> Iso
         ValueError: fewer than two budgets show a minimum; the message gives each budget's reason.
     """
     flops = frame["flops"].to_numpy(np.float64)
-    groups, notes = [], []
+    groups, alike = [], []
     for rows in group_budgets(flops):
         kept, said = _distinct(frame.iloc[rows])
         groups.append(rows[kept])
-        notes += [f"At {np.median(flops[rows]):.3g} FLOPs {said}."] if said else []
+        alike += [(np.median(flops[rows]), said)] if said else []
     log_n, log_d, log_loss = (np.log(frame[name].to_numpy(np.float64)) for name in ("params", "tokens", "loss"))
     parts = [parabola(log_n[rows], log_loss[rows]) for rows in groups]
     noise = pooled_noise(parts)
@@ -159,12 +160,11 @@ def isoflop(frame: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> Iso
         budgets.append(Budget(**budget, doubts=part.doubts(noise), **named, draws=draws))
         spline = akima(log_n[rows], log_loss[rows][None])[0]
         splines.append((np.array([spline, tokens(spline)]), spline_draws))
-    notes += [
-        f"The budget of {budget.flops:.3g} FLOPs is left out of approach 2: {budget.refused}."
-        for budget in budgets
-        if budget.refused and len(budget.rows) >= 3
-    ]
-    notes += [f"At {budget.flops:.3g} FLOPs {doubt}." for budget in budgets for doubt in budget.doubts]
+    refused = gathered((each.flops, each.refused) for each in budgets if each.refused and len(each.rows) >= 3)
+    doubts = gathered((each.flops, doubt) for each in budgets for doubt in each.doubts)
+    notes = [f"At {where} FLOPs {said}." for said, where in gathered(alike).items()]
+    notes += [f"Left out of approach 2, {where} FLOPs: {why}." for why, where in refused.items()]
+    notes += [f"At {where} FLOPs {doubt}." for doubt, where in doubts.items()]
     notes += stray(groups, "approach 2")
     good = [budget for budget in budgets if not budget.refused]
     if len(good) < 2:
@@ -208,7 +208,7 @@ def _distinct(budget: pd.DataFrame) -> tuple[np.ndarray, str]:
     """
     size = np.round(np.log(budget["params"].to_numpy(np.float64)), 6)
     settings = [name for name in _SETTINGS if name in budget and budget[name].nunique() > 1]
-    kept, dropped, alike = np.ones(len(budget), bool), 0, 0
+    kept, dropped, alike = np.ones(len(budget), bool), 0, False
     for value in np.unique(size):
         same = np.flatnonzero(size == value)
         if len(same) == 1:
@@ -218,13 +218,21 @@ def _distinct(budget: pd.DataFrame) -> tuple[np.ndarray, str]:
             kept[same[budget["loss"].iloc[same].argmin()]] = True
             dropped += len(same) - 1
         elif "seed" not in budget or budget["seed"].iloc[same].nunique() < len(same):
-            alike += 1
+            alike = True
     said = []
     if dropped:
         said.append(f"runs are left out ({dropped}), one of the same size with other settings being better")
     if alike:
-        said.append(f"runs of the same size ({alike} sizes) are taken for replicates, no column telling them apart")
+        said.append("runs of the same size are taken for replicates, no column telling them apart")
     return np.flatnonzero(kept), " and ".join(said)
+
+
+def gathered(found: Iterable[tuple[float, str]]) -> dict[str, str]:
+    """What is said of budgets -> the budgets it is said of, in words."""
+    said = {}
+    for flops, what in found:
+        said.setdefault(what, []).append(f"{flops:.3g}")
+    return {what: " and ".join(filter(None, (", ".join(where[:-1]), where[-1]))) for what, where in said.items()}
 
 
 def loss_curve(
