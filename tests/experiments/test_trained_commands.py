@@ -63,6 +63,28 @@ def run(tmp_path_factory):
     return folder
 
 
+WORDS = {"red": "rojo", "house": "casa", "the": "la", "cat": "gato", "sees": "ve", "no": "no", "a": "un", "big": "gran"}
+
+
+def pairs_run(root, *settings):
+    """A run on sentences of a toy language, word by word; some say the same in both."""
+    rng, lines = np.random.default_rng(0), []
+    for _ in range(600):
+        words = rng.choice(list(WORDS), rng.integers(1, 5))
+        lines.append(f"{' '.join(words)}\t{' '.join(WORDS[word] for word in words)}\n")
+    (root / "pairs.tsv").write_text("first\tsecond\n" + "".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCALING_RESTARTED_FOR_CPU", "1")
+        status = main(
+            ["train", "--data.pairs", str(root / "pairs.tsv"), "--data.columns", "first", "second",
+             "--data.vocab", "320", "--data.length", "12", "--data.held-out", "0.1", "--model.family", "t5",
+             "--placement.mesh", "data=8", "-o", str(root), *settings]
+        )  # fmt: skip
+    assert status == 0
+    (folder,) = [path.parent for path in root.glob("*/run.json")]
+    return folder
+
+
 def ask(capsys, *arguments):
     """Exit status, standard output, and what was said of a mistake, which is one line."""
     status = main([str(argument) for argument in arguments])
@@ -142,6 +164,50 @@ def test_loss_of_text_is_that_of_every_token_by_itself(one_device, tmp_path, mon
     assert (found["predictions"], found["bytes"]) == (count, octets)
     assert found["loss"] == pytest.approx(nats / count, rel=1e-4)
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / octets, rel=1e-4)
+
+
+TINY = ["--steps", "2", "--model.width", "16", "--model.depth", "1", "--model.heads", "2"]
+
+
+@pytest.mark.slow
+def test_translations_are_compared_with_the_held_out_ones(tmp_path, capsys, monkeypatch):
+    class Exact:
+        """In place of sacrebleu: the share of sentences that are the same."""
+
+        def corpus_score(self, said, references):
+            self.said, (self.references,) = said, references
+            share = np.mean([one == other for one, other in zip(said, self.references, strict=True)])
+            return type("Score", (), {"score": float(share)})
+
+        def get_signature(self):
+            return "exact"
+
+    monkeypatch.setattr(scores, "need_sacrebleu", lambda metric=Exact(): metric)
+    folder = pairs_run(tmp_path, *TINY)
+    capsys.readouterr()
+    measured = json.loads(ask(capsys, "evaluate", folder, "--bleu", "--beams", "2", "--json")[1])
+    pairs = {tuple(line.split("\t")) for line in (tmp_path / "pairs.tsv").read_text().splitlines()[1:]}
+    metric = scores.need_sacrebleu()
+    assert {(source, target) for source, target in zip(metric.said, metric.references, strict=True)} <= pairs
+    assert measured["pairs"] == len(metric.references) > 20
+    same = np.mean([source == target for source, target in zip(metric.said, metric.references, strict=True)])
+    assert measured["bleu_of_copying"] == pytest.approx(same)
+    assert measured["bleu"] < 1
+    assert measured["signature"] == "exact"
+
+
+@pytest.mark.slow
+def test_a_toy_language_is_learned(tmp_path, capsys):
+    pytest.importorskip("sacrebleu", reason="needs the package sacrebleu: the extra `bleu`")
+    sizes = ["--model.width", "64", "--model.depth", "2", "--model.heads", "4", "--batch", "32"]
+    folder = pairs_run(tmp_path, *sizes, "--steps", "500", "--schedule.peak", "1e-3")
+    capsys.readouterr()
+    measured = json.loads(ask(capsys, "evaluate", folder, "--bleu", "--json")[1])
+    assert measured["bleu"] > 20 > 5 > measured["bleu_of_copying"]
+    said = ask(capsys, "generate", folder, "--prompt", "the red house", "--beams", "4")[1]
+    assert sorted(said.split()) == ["casa", "la", "rojo"]  # the order is what is learned last
+    with capsys.disabled():
+        print(measured)
 
 
 def test_what_is_wrong_with_a_folder_is_one_line(theirs, run, tmp_path, capsys):

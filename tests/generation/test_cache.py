@@ -81,6 +81,30 @@ def test_token_by_token_is_all_at_once(name):
     assert error(piecewise(model, *arguments), whole(model, *arguments)) < 3e-6
 
 
+def narrowed(architecture):
+    """The same with windows shorter than the rows."""
+    pattern = tuple(
+        replace(block, mixer=replace(block.mixer, window=7)) if block.mixer.window else block
+        for block in architecture.decoder.pattern
+    )
+    return replace(architecture, decoder=replace(architecture.decoder, pattern=pattern))
+
+
+def writes(name):
+    try:
+        return zoo.make(name, **SIZES).decoder is not None
+    except ValueError:  # a family of images
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", filter(writes, zoo.FAMILIES))
+def test_every_family_that_writes(name):
+    architecture = zoo.make(name, **(SIZES | dict(depth=4)))
+    model, arguments = filled(narrowed(architecture)), (TOKENS, FIRST, INPUTS, INPUT_SEGMENTS)
+    assert error(piecewise(model, *arguments), whole(model, *arguments)) < 1e-5
+
+
 def test_a_window_is_a_ring_that_forgets():
     model = filled(CASES["unlike blocks"])
     _, cache = jax.jit(
