@@ -7,6 +7,7 @@ from models.config import Architecture, Block
 from models.experts import Experts
 from models.formats.tensors import Layout, Settings, Tensor, activation_name, attention, linear, norm
 from models.head import Tying
+from models.positions import LinearScaling, LlamaScaling
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "feedforward_norm"}
@@ -58,6 +59,43 @@ def write(architecture: Architecture, name: str, *, activation: str = "hidden_ac
         "rope_theta": block.mixer.rotary.base,
         "tie_word_embeddings": architecture.head.tying is Tying.TIED,
         "initializer_range": architecture.std or 0.02,
+    }
+
+
+def scaling(config: Settings) -> LlamaScaling | LinearScaling | None:
+    """How rotation is slowed.
+
+    Raises:
+        ValueError: if in a way that we do not have.
+    """
+    stored = config.get("rope_scaling", {})
+    kind = stored.get("rope_type", stored.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return LinearScaling(factor=float(stored["factor"]))
+    if kind != "llama3":
+        raise ValueError(f"config.json: rope_scaling of type {kind!r} cannot be imported, only 'linear' and 'llama3'")
+    return LlamaScaling(
+        factor=float(stored["factor"]),
+        low=float(stored["low_freq_factor"]),
+        high=float(stored["high_freq_factor"]),
+        trained=stored["original_max_position_embeddings"],
+    )
+
+
+def said(scaling: LlamaScaling | LinearScaling | None) -> dict[str, Any] | None:
+    """The same in their words."""
+    if scaling is None:
+        return None
+    if isinstance(scaling, LinearScaling):
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low,
+        "high_freq_factor": scaling.high,
+        "original_max_position_embeddings": scaling.trained,
     }
 
 

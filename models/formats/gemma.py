@@ -8,6 +8,7 @@ from models.config import Architecture
 from models.formats import gated
 from models.formats.tensors import Format, Settings
 from models.layers import Norm
+from models.positions import Rotary
 
 _NORMS = {
     "input_layernorm": "mixer_norm",
@@ -23,10 +24,10 @@ def _read(config: Settings) -> Architecture:
 
 
 def _read_third(config: Settings) -> Architecture:
-    config.require(rope_scaling=None, use_bidirectional_attention=False)
+    config.require(use_bidirectional_attention=False)
     settings = _settings(config) | dict(
         rotary_base=float(config.get("rope_local_base_freq", 10_000.0)),
-        rotary_base_global=float(config.get("rope_theta", 1e6)),
+        rotary_global=Rotary(base=float(config.get("rope_theta", 1e6)), scaling=gated.scaling(config)),
         qk_norm=_norm(config),
     )
     return zoo.gemma3(period=_period(config, config.get("sliding_window_pattern", 6)), **settings)
@@ -74,8 +75,12 @@ def _write(architecture: Architecture, name: str) -> dict[str, Any]:
 
 
 def _write_third(architecture: Architecture) -> dict[str, Any]:
-    local, last = (architecture.decoder.pattern[index].mixer.rotary.base for index in (0, -1))
-    own = {"rope_theta": last, "rope_local_base_freq": local}
+    local, last = (architecture.decoder.pattern[index].mixer.rotary for index in (0, -1))
+    own = {
+        "rope_theta": last.base,
+        "rope_local_base_freq": local.base,
+        "rope_scaling": gated.said(last.scaling),
+    }
     return _write(architecture, "Gemma3ForCausalLM") | own
 
 

@@ -7,6 +7,7 @@ from models.config import Architecture, NormPlacement
 from models.embedding import Scale
 from models.feedforward import Activation, Form
 from models.layers import RMS_NORM
+from models.positions import Rotary
 from models.zoo.base import by_turns, with_mixer
 from models.zoo.llama import gated_decoder
 from models.zoo.registry import family_of, publish
@@ -21,23 +22,22 @@ def gemma2(*, period: int = 2, **settings: Any) -> Architecture:
 
     The last of every `period` blocks is global, the others see `window` keys.
     """
-    return _gemma(period, rotary_base_global=None, **settings)
+    return _gemma(period, rotary_global=None, **settings)
 
 
 @family_of("gemma3", vocab=262_144, length=32_768, window=512, qk_norm=_NORM, **_OWN)
-def gemma3(*, period: int = 6, rotary_base_global: float = 1e6, **settings: Any) -> Architecture:
+def gemma3(*, period: int = 6, rotary_global: Rotary = Rotary(base=1e6), **settings: Any) -> Architecture:
     """Gemma 3 (Kamath et al. 2025): five local blocks to a global one that turns slower, norms of queries and keys.
 
-    The last of every `period` blocks is global, with a rotary base of its own; the others see `window` keys.
+    The last of every `period` blocks is global and turns as `rotary_global` says; the others see `window` keys.
     """
-    return _gemma(period, rotary_base_global=rotary_base_global, **settings)
+    return _gemma(period, rotary_global=rotary_global, **settings)
 
 
-def _gemma(period: int, *, rotary_base_global: float | None, **settings: Any) -> Architecture:
+def _gemma(period: int, *, rotary_global: Rotary | None, **settings: Any) -> Architecture:
     base = gated_decoder(**settings)
     (local,) = base.decoder.pattern
-    rotary = local.mixer.rotary if rotary_base_global is None else replace(local.mixer.rotary, base=rotary_base_global)
-    everywhere = with_mixer(local, window=None, rotary=rotary)
+    everywhere = with_mixer(local, window=None, rotary=rotary_global or local.mixer.rotary)
     base = replace(base, embedding=replace(base.embedding, scale=Scale.ROOT))
     return by_turns(base, (local,) * (period - 1) + (everywhere,))
 

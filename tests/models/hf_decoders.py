@@ -32,7 +32,8 @@ DECODERS = {
     ),
     "gemma3": (
         "gemma3_text", "Gemma3ForCausalLM",
-        _GEMMA | dict(num_hidden_layers=5, sliding_window_pattern=3, rope_theta=500.0, rope_local_base_freq=50.0),
+        _GEMMA | dict(num_hidden_layers=5, sliding_window_pattern=3, rope_theta=500.0, rope_local_base_freq=50.0,
+                      rope_scaling={"rope_type": "linear", "factor": 3.0}),
     ),
     "gemma3-local": ("gemma3_text", "Gemma3ForCausalLM", _GEMMA | dict(num_key_value_heads=1)),
     "phi3": ("phi3", "Phi3ForCausalLM", _GATED | dict(sliding_window=6)),
