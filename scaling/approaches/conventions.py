@@ -106,6 +106,30 @@ class Approaches(Displayed):
         )
 
 
+def under(found: Study, convention: Convention) -> Study:
+    """The same table and settings, everything refitted with N and C counted another way.
+
+    Along one run any count of compute is proportional to tokens, so each training curve moves by the ratio of its run;
+    curves of other runs are left out.
+
+    Raises:
+        ValueError: nothing can be fitted under that convention.
+    """
+    if convention == found.convention:
+        return found
+    curves = None
+    if found.curves is not None and {"run"} <= set(found.frame) & set(found.curves):
+        here, there = found.view.set_index("run"), convention.view(found.frame).set_index("run")
+        once = ~here.index.duplicated()
+        moved = {
+            "params": found.curves["run"].map(there["params"][once]),
+            "flops": found.curves["flops"] * found.curves["run"].map((there["flops"] / here["flops"])[once]),
+        }
+        curves = found.curves.assign(**moved)[found.curves["run"].isin(here.index)]
+    settings = {"objective": found.objective, "resamples": found.resamples, "seed": found.seed}
+    return study(found.frame, curves, convention=convention, **settings)
+
+
 def _two(value: float) -> str:
     return f"{value:.2f}" if np.isfinite(value) else "–"
 
@@ -124,7 +148,7 @@ def approaches(
 
     Args:
         table: a file, a frame or a checked table; held-out rows are left out.
-        curves: training curves for approach 1, in the table's own convention; see `study`.
+        curves: training curves for approach 1, in the table's own convention; see `study` and `under`.
         columns: our name -> the table's.
         where: keeps rows.
         share: at how many times the largest compute fitted the optima are shown.
@@ -136,12 +160,11 @@ def approaches(
     """
     checked = runs.load(table, columns=columns, where=where)
     own, *others = available(checked.frame)
-    draws = {"resamples": resamples, "seed": seed}
-    studies = {own: study(checked.frame, curves, convention=own, **draws)}
+    studies = {own: study(checked.frame, curves, convention=own, resamples=resamples, seed=seed)}
     missing = {}
     for convention in others:
         try:
-            studies[convention] = study(checked.frame, convention=convention, **draws)
+            studies[convention] = under(studies[own], convention)
         except ValueError as error:
             missing[convention] = str(error)
     return Approaches(studies, missing, share, disagreements(studies[own]))

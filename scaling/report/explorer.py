@@ -14,7 +14,7 @@ from scipy.interpolate import CubicSpline
 from scaling import laws, runs
 from scaling.approaches import conventions
 from scaling.approaches.held_out import HeldOut
-from scaling.approaches.study import Approach, Study, study
+from scaling.approaches.study import Approach, Study
 from scaling.certainty.bootstrap import Bootstrap, bootstrap
 from scaling.estimate import Estimate
 from scaling.figures import beside
@@ -97,25 +97,6 @@ def words(study: Study) -> str:
     params, flops = study.convention.params, study.convention.flops
     compute = "6ND" if flops == "flops" and (study.cost.k, study.cost.g) == (6, 1) else _FLOPS.get(flops, flops)
     return f"N: {_PARAMS.get(params, params)}, C: {compute}"
-
-
-def under(found: Study, convention: runs.Convention) -> Study:
-    """The same table and settings, everything refitted with N and C counted another way.
-
-    Raises:
-        ValueError: nothing can be fitted under that convention.
-    """
-    curves = found.curves
-    if curves is not None and "run" in found.frame:
-        # Along one run both counts are proportional to tokens, so each curve moves by the run's own ratio.
-        here, there = found.view.set_index("run"), convention.view(found.frame).set_index("run")
-        moved = {}
-        for name in ("params", "flops"):
-            ratio = (there[name] / here[name])[~here.index.duplicated()]
-            moved[name] = curves[name] * curves["run"].map(ratio)
-        curves = curves.assign(**moved)
-    settings = {"objective": found.objective, "resamples": found.resamples, "seed": found.seed}
-    return study(found.frame, curves, convention=convention, **settings)
 
 
 def _of_study(found: Study, approach: Approach, budgets: np.ndarray) -> list[Answer]:
@@ -300,7 +281,7 @@ def data(
     views, refused = [], []
     for convention in countings(frame, found.convention):
         try:
-            other = found if convention == found.convention else under(found, convention)
+            other = conventions.under(found, convention)
         except ValueError as error:
             refused.append(f"{convention}: {error}")
             continue

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tables import isoflop_table
+from tables import curves_of, isoflop_table
 
 from scaling import runs
 from scaling.approaches.conventions import approaches, available
@@ -53,3 +53,12 @@ def test_runs_that_leave_the_law_are_said_to():
     assert abs(found.data) > 0.05
     assert abs(found.data) > 2 * abs(found.method)
     assert "do not follow the law" in str(found)
+
+
+def test_training_curves_move_with_the_convention():
+    """The envelope under another count is that of the same curves, each counted as its run is."""
+    table = TABLE.assign(params_nonembedding=TABLE["params"] / 2)
+    found = approaches(table, curves_of(TABLE), resamples=30)
+    own, other = (found.studies[Convention(name, "flops")].frontier for name in ("params", "params_nonembedding"))
+    assert other.curves == own.curves > 0
+    np.testing.assert_allclose(other.points["params"], own.points["params"] / 2)

@@ -11,6 +11,7 @@ from matplotlib.image import imread
 from tables import curves_of, isoflop_table
 
 from scaling import report
+from scaling.approaches import conventions
 from scaling.approaches.held_out import predict_held_out
 from scaling.approaches.study import Approach, study
 from scaling.figures import power_of_ten, short
@@ -32,7 +33,7 @@ def other(made):
     """The same table under its other convention, C = 6ND."""
     _, convention = explorer.countings(made.frame, made.convention)
     assert convention.flops == "flops_6nd"
-    return explorer.under(made, convention)
+    return conventions.under(made, convention)
 
 
 @pytest.fixture(scope="module")

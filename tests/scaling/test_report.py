@@ -17,6 +17,7 @@ from experiments.commands import fit as fit_command
 from experiments.commands import plot as plot_command
 from experiments.commands import report as report_command
 from scaling import figures, report, runs
+from scaling.approaches import conventions
 from scaling.approaches.held_out import predict_held_out
 from scaling.approaches.study import study
 from scaling.report import explorer, pictures, tables
@@ -133,7 +134,7 @@ def test_only_conventions_in_use_are_offered():
 @pytest.mark.slow
 def test_another_convention_is_the_table_read_that_way(made):
     """Refitted under C = 6 N' D, as a study of the renamed table would be; the training curves move with their runs."""
-    there = explorer.under(made, runs.Convention("params_nonembedding", "flops_kaplan"))
+    there = conventions.under(made, runs.Convention("params_nonembedding", "flops_kaplan"))
     kept = made.frame.assign(params=made.frame["params_nonembedding"], flops=made.frame["flops_kaplan"])
     alone = study(kept[["run", "params", "tokens", "flops", "loss"]], resamples=made.resamples)
     assert there.optimum(1e12).params.value == pytest.approx(alone.optimum(1e12).params.value, rel=1e-9)
