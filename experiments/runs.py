@@ -14,7 +14,7 @@ from experiments.data.examples import AnyExamples
 from experiments.data.prepare import DataConfig
 from experiments.objectives import AnyObjective, Causal, Sides
 from experiments.optimizer import AdamW, Schedule
-from models.config import Architecture
+from models.config import Architecture, Towers
 from models.cost import Cost
 from models.execution import Precision
 
@@ -37,7 +37,7 @@ class Run:
         evaluation_rows: held-out rows that the final loss is over; None for all.
     """
 
-    architecture: Architecture
+    architecture: Architecture | Towers
     data: DataConfig | AnyExamples
     rows: str
     schedule: Schedule

@@ -14,11 +14,15 @@ from models.layers import Role, add_bias, parameter, project
 
 
 class Activation(Enum):
-    """Non-linearity; `gelu` is the tanh form that GPT-2 uses, `gelu-exact` the error-function form."""
+    """Non-linearity; `gelu` is the tanh form that GPT-2 uses, `gelu-exact` the error-function form.
+
+    `gelu-sigmoid` is x sigmoid(1.702 x), the rougher of the approximations by Hendrycks and Gimpel (2016).
+    """
 
     RELU = "relu"
     GELU = "gelu"
     GELU_EXACT = "gelu-exact"
+    GELU_SIGMOID = "gelu-sigmoid"
     SILU = "silu"
     TANH = "tanh"
 
@@ -28,6 +32,7 @@ class Activation(Enum):
             Activation.RELU: jax.nn.relu,
             Activation.GELU: jax.nn.gelu,
             Activation.GELU_EXACT: lambda x: jax.nn.gelu(x, approximate=False),
+            Activation.GELU_SIGMOID: lambda x: x * jax.nn.sigmoid(1.702 * x),
             Activation.SILU: jax.nn.silu,
             Activation.TANH: jnp.tanh,
         }[self](x)

@@ -159,7 +159,7 @@ def squares(
         raise ValueError(f"patches: images of {sizes[0]} were given to a model of images of {sizes[1]}")
     down, across = config.grid
     split = (len(images), down, config.patch, across, config.patch, config.image[2])
-    cut = images.reshape(split, out_sharding=rules.spec("batch", *[None] * 5)).transpose(0, 1, 3, 5, 2, 4)
+    cut = jnp.asarray(images).reshape(split, out_sharding=rules.spec("batch", *[None] * 5)).transpose(0, 1, 3, 5, 2, 4)
     return cut.reshape((len(images), config.squares, config.entries), out_sharding=rules.spec("batch", "length", None))
 
 

@@ -1,7 +1,6 @@
 """Telling the class of a sequence, or of an image."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.objectives.example import Graded, Losses, Sides, by_row
+from experiments.objectives.example import Graded, Losses, Sides, by_row, images
 from experiments.objectives.vocabulary import Vocabulary
 
 
@@ -132,17 +131,14 @@ class ImageClassification:
         self, rows: Int[Array, "batch length+1"], keys: Key[Array, " batch"], *, moved: bool
     ) -> Float[Array, "batch height width channels"]:
         """The images of rows, in training moved."""
-        return by_row(partial(self._image, moved=moved), rows, keys)
+        pixels = rows[:, 1:]
+        return images(by_row(self._moved, pixels, keys) if moved and self.shift else pixels, self.image)
 
-    def _image(
-        self, row: Int[Array, " length+1"], key: Key[Array, ""], *, moved: bool
-    ) -> Float[Array, "height width channels"]:
-        image, room = row[1:].reshape(self.image), self.shift
-        if moved and room:
-            wide = jnp.pad(image, ((room, room), (room, room), (0, 0)))
-            down, across = jax.random.randint(key, (2,), 0, 2 * room + 1)
-            image = jax.lax.dynamic_slice(wide, (down, across, 0), self.image)
-        return image.astype(jnp.float32) / 127.5 - 1.0
+    def _moved(self, pixels: Int[Array, " pixels"], key: Key[Array, ""]) -> Int[Array, " pixels"]:
+        room = self.shift
+        wide = jnp.pad(pixels.reshape(self.image), ((room, room), (room, room), (0, 0)))
+        down, across = jax.random.randint(key, (2,), 0, 2 * room + 1)
+        return jax.lax.dynamic_slice(wide, (down, across, 0), self.image).reshape(-1)
 
     def losses(
         self,

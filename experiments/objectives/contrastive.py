@@ -1,6 +1,7 @@
 """Telling which of a batch's pairs belong together."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
@@ -10,8 +11,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.objectives.example import Losses, Sides
+from experiments.objectives.example import Losses, Sides, images
 from experiments.objectives.vocabulary import Vocabulary
+from models.identity import ADDED
 
 
 class Comparison(Enum):
@@ -27,9 +29,10 @@ class Comparison(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive:
-    """Pairs of sequences, each told from all others of the global batch, on whatever devices those are.
+    """Pairs of sequences, or of image and sequence, each told from all others of the global batch, on any devices.
 
-    A row is a pair, `inputs` columns for the left and the others for the right, each filled up with `pad`. The model is
+    A row is a pair, `inputs` columns for the left and the others for the right, each filled up with `pad`; the left may
+    be an image, whose pixels of 0 to 255 are read as -1 to 1. The model is
     two towers, `model(left, right, input_segments=, target_segments=, key=)`, and returns a vector for each side of
     each pair, and a scale and a bias of their products. A loss depends on the size of the batch, which therefore is
     part of the label in the table of runs, and held-out rows are told apart in batches of the same size.
@@ -38,9 +41,10 @@ class Contrastive:
         vocabulary: what ids mean, on both sides.
         inputs: columns of a row that hold the left side.
         comparison: how pairs are compared.
+        image: height, width and channels of the image on the left; None for tokens.
 
     Raises:
-        ValueError: if no column holds the left side.
+        ValueError: if no column holds the left side, or the image has another number of pixels.
     """
 
     sides: ClassVar[tuple[Sides, ...]] = (Sides.TOWERS,)
@@ -50,15 +54,18 @@ class Contrastive:
     vocabulary: Vocabulary
     inputs: int
     comparison: Comparison = Comparison.SOFTMAX
+    image: tuple[int, ...] | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self):
         if self.inputs < 1:
             raise ValueError(f"contrastive: {self.inputs} columns hold no left side")
+        if self.image and math.prod(self.image) != self.inputs:
+            raise ValueError(f"contrastive: {self.inputs} columns hold no image of {self.image}")
 
     @property
     def label(self) -> str:
         """The column `objective` of the table of runs."""
-        return f"contrastive-{self.comparison.value}"
+        return f"contrastive-{self.comparison.value}" + ("-with-images" if self.image else "")
 
     @property
     def vocab(self) -> int:
@@ -85,10 +92,11 @@ class Contrastive:
     ) -> Losses:
         """Loss of each row in nats, in the batch it stands in; weights are 1."""
         left, right = rows[:, : self.inputs], rows[:, self.inputs :]
-        segments = {
-            "input_segments": (left != self.vocabulary.pad).astype(jnp.int32),
-            "target_segments": (right != self.vocabulary.pad).astype(jnp.int32),
-        }
+        segments = {"target_segments": (right != self.vocabulary.pad).astype(jnp.int32)}
+        if self.image:
+            left = images(left, self.image)
+        else:
+            segments["input_segments"] = (left != self.vocabulary.pad).astype(jnp.int32)
         left, right, scale, bias = model(left, right, key=dropout, **segments)
         if self.comparison is Comparison.SOFTMAX:
             losses = softmax_losses(left, right, scale)

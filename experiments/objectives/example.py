@@ -169,6 +169,14 @@ def by_row(
     return jax.shard_map(many, in_specs=(spec, spec), out_specs=spec)(rows, reshard(keys, spec))
 
 
+def images(pixels: Int[Array, "batch pixels"], shape: tuple[int, ...]) -> Float[Array, "batch height width channels"]:
+    """Images whose pixels of 0 to 255 lie in rows, as numbers from -1 to 1."""
+    sharding = jax.typeof(jnp.asarray(pixels)).sharding
+    layout = None if sharding.mesh.empty else PartitionSpec(sharding.spec[0], None, None, None)
+    whole = jnp.asarray(pixels).reshape((len(pixels), *shape), out_sharding=layout)
+    return whole.astype(jnp.float32) / 127.5 - 1.0
+
+
 def documents(tokens: Int[Array, "*batch length"], bos: int) -> tuple[Int[Array, "*batch length"], ...]:
     """Number of the document at each position, counted from the first that begins in the row, and place in it."""
     starts = tokens == bos

@@ -140,6 +140,7 @@ ACTIVATIONS = {
     "gelu_new": Activation.GELU,
     "gelu_pytorch_tanh": Activation.GELU,
     "gelu": Activation.GELU_EXACT,
+    "quick_gelu": Activation.GELU_SIGMOID,
     "relu": Activation.RELU,
     "silu": Activation.SILU,
     "swish": Activation.SILU,

@@ -45,6 +45,14 @@ def _images(*, height: int = 12, channels: int = 3) -> dict:
     return {"pixel_values": pixels.tolist(), "labels": [0, 4, 2]}
 
 
+def _captions() -> dict:
+    """Texts that end in token 3, and an image for each."""
+    ends = np.arange(LENGTH) == _MASK.sum(axis=1, keepdims=True) - 1
+    tokens = np.where(ends, 3, np.where(_MASK == 1, _TOKENS, 0))
+    texts = {"input_ids": tokens.tolist(), "attention_mask": _MASK.tolist()}
+    return texts | {"pixel_values": _images()["pixel_values"], "return_loss": True}
+
+
 _GPT2 = dict(n_embd=24, n_layer=3, n_head=4, vocab_size=VOCAB, n_positions=16)
 _LLAMA = dict(
     hidden_size=24, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, intermediate_size=40,
@@ -92,6 +100,15 @@ _VIT = dict(
     patch_size=4,
     num_labels=5,
 )
+_TOWER = dict(num_hidden_layers=2, num_attention_heads=4)
+_CLIP = dict(
+    text_config=_TOWER | dict(
+        hidden_size=24, intermediate_size=96, vocab_size=VOCAB, max_position_embeddings=16, pad_token_id=0,
+        bos_token_id=1, eos_token_id=3,
+    ),
+    vision_config=_TOWER | dict(hidden_size=16, intermediate_size=64, image_size=12, patch_size=4),
+    projection_dim=20,
+)  # fmt: skip
 _LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -148,6 +165,7 @@ CASES = {
         _VIT | dict(num_channels=1, patch_size=2, image_size=6, hidden_act="gelu_new", layer_norm_eps=1e-3),
         _images(height=6, channels=1),
     ),
+    "clip": _case("clip", "CLIPModel", _CLIP, _captions()),
     "deit": _case("deit", "DeiTForImageClassification", _VIT, _images()),
 }  # fmt: skip
 CASES |= {

@@ -34,7 +34,7 @@ IMAGES = np.random.default_rng(0).normal(size=(8, 8, 12, 3)).astype(np.float32)
 
 
 def test_squares_are_in_the_order_of_reading():
-    cut = np.asarray(squares(jnp.asarray(IMAGES), CASES["vit"].embedding, Rules()))
+    cut = np.asarray(squares(IMAGES, CASES["vit"].embedding, Rules()))
     assert cut.shape == (8, 6, 48)
     for place, (row, column) in enumerate((r, c) for r in range(2) for c in range(3)):
         square = IMAGES[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]

@@ -15,6 +15,11 @@ from safetensors.torch import load_file, save_file
 PLAIN = "eager"
 
 
+def logits_of(out) -> torch.Tensor:
+    """Of tokens or classes; of two towers, of each image over the texts."""
+    return out.logits_per_image if hasattr(out, "logits_per_image") else out.logits
+
+
 def make(folder: Path, case: dict) -> None:
     """A model with random values everywhere, its outputs, hidden states, loss and gradients in float32."""
     torch.manual_seed(0)
@@ -30,10 +35,13 @@ def make(folder: Path, case: dict) -> None:
     inputs = {name: torch.tensor(value) for name, value in case["inputs"].items()}
     out = model(**inputs, output_hidden_states=True)
     out.loss.backward()
-    results = {"loss": out.loss.detach(), "logits": out.logits.detach()}
+    results = {"loss": out.loss.detach(), "logits": logits_of(out).detach()}
     for side in ("", "encoder_", "decoder_"):
         for index, hidden in enumerate(getattr(out, f"{side}hidden_states", None) or ()):
             results[f"{side}hidden.{index}"] = hidden.detach()
+    for tower in ("text", "vision"):
+        for index, hidden in enumerate(getattr(getattr(out, f"{tower}_model_output", None), "hidden_states", ())):
+            results[f"{tower}_hidden.{index}"] = hidden.detach()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             results[f"gradient.{name}"] = parameter.grad
@@ -54,7 +62,7 @@ def check(folder: Path, case: dict) -> None:
     assert not differing, differing
     inputs = {name: torch.tensor(value) for name, value in case["inputs"].items()}
     expected = load_file(folder / "results.safetensors")["logits"]
-    torch.testing.assert_close(model.eval()(**inputs).logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits_of(model.eval()(**inputs)), expected, rtol=1e-5, atol=1e-5)
 
 
 if __name__ == "__main__":
