@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,15 @@ def test_well_known_counts():
     """Written here once more, so that a slip in the table cannot agree with itself."""
     known = {"gpt2": 124_439_808, "llama-7b": 6_738_415_616, "llama-3-8b": 8_030_261_248, "gpt2-xl": 1_557_611_200}
     assert known == {name: cost(zoo.get(name)).params for name in known}
+
+
+def test_families_are_found():
+    """Each file's families are there by name and as functions, with a line that says what they are."""
+    for name, build in zoo.FAMILIES.items():
+        assert zoo.family(name) is build is getattr(zoo, build.__name__)
+        assert build.__doc__.partition("\n")[0].endswith(".")
+    files = {path.stem for path in Path(zoo.__file__).parent.glob("*.py")} - {"__init__", "base", "registry"}
+    assert files == {build.__module__.rpartition(".")[2] for build in zoo.FAMILIES.values()}
 
 
 def test_hidden_units_of_llama():
