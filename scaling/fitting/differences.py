@@ -46,7 +46,7 @@ def log_prediction(
         if all(each.ndim == 1 for each in named.values()) and _plain(law):
             predicted = law(columns, {name: values[:, i, None] for i, name in enumerate(law.names)})
         else:
-            batch = max(32, 1 << (len(values) - 1).bit_length())  # few shapes, so few compilations
+            batch = max(16, 1 << (len(values) - 1).bit_length())  # few shapes, so few compilations
             values = np.pad(values, ((0, batch - len(values)), (0, 0)), mode="edge")
             with solver.on_host():
                 predicted = _compiled(law)(named, {name: values[:, i] for i, name in enumerate(law.names)})
