@@ -14,9 +14,10 @@ from experiments.data.examples import AnyExamples
 from experiments.data.prepare import DataConfig
 from experiments.objectives import AnyObjective, Causal, Sides
 from experiments.optimizer import AdamW, Schedule
-from models.config import Architecture, Towers
+from models.config import Architecture
 from models.cost import Cost
 from models.execution import Precision
+from models.towers import Towers
 
 
 @dataclass(frozen=True, kw_only=True)

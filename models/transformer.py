@@ -8,11 +8,12 @@ from flax import nnx
 from jax.sharding import Mesh, reshard
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models.config import Architecture, Stack, Summary, Towers
+from models.config import Architecture, Stack
 from models.execution import Execution
 from models.head import ClassHead, TokenHead
 from models.layers import Normalize, Role, parameter, project
 from models.stack import RepeatedStack
+from models.towers import Summary, Towers
 from parallel.sharding import Rules
 
 

@@ -17,7 +17,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from models.config import Architecture, Towers
+from models.config import Architecture
+from models.towers import Towers
 
 Losses = tuple[Float[Array, "batch predictions"], Float[Array, "batch predictions"]]
 """Loss of each prediction, 0 where there is none; and the weights, 1 or 0."""

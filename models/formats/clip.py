@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from models import zoo
-from models.config import Architecture, Towers
+from models.config import Architecture
 from models.formats.tensors import Format, Layout, Settings, Tensor, activation_name, attention, linear, norm
 from models.layers import Norm, NormForm
+from models.towers import Towers
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _SCALE = 2.6592  # logarithm of the scale that training begins with

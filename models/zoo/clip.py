@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from models.config import Architecture, Towers
+from models.config import Architecture
 from models.feedforward import Activation
 from models.patches import Patches
 from models.positions import Positions
+from models.towers import Towers
 from models.zoo.base import FINE_LAYER_NORM, decoder_only, encoder_only
 from models.zoo.registry import family_of, publish
 

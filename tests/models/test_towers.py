@@ -11,9 +11,9 @@ from model_cases import executed, filled, initializer
 
 from experiments.objectives import Contrastive, Sides, Vocabulary
 from models import pretrained, zoo
-from models.config import Summary
 from models.cost import cost
 from models.execution import Execution, Layers
+from models.towers import Summary
 from models.transformer import declare, rules_for
 from parallel.mesh import device_mesh
 from parallel.sharding import is_variable, shardings
