@@ -1,5 +1,6 @@
 """`scaling data` prepares rows and shows them."""
 
+import numpy as np
 import pytest
 import tyro
 
@@ -37,3 +38,20 @@ def test_one_source_must_be_named(capsys, arguments):
 def test_a_folder_and_a_source_contradict(capsys, tmp_path):
     with pytest.raises(ValueError, match="not both"):
         run(capsys, tmp_path, "--embedded")
+
+
+def test_pairs_and_images_are_shown(tmp_path, capsys):
+    (tmp_path / "pairs.tsv").write_text("".join(f"one {n}\tuno {n}\n" for n in range(80)))
+    status, shown = run(
+        capsys, "--pairs", tmp_path / "pairs.tsv", "--tokenizer", "bytes", "--length", "16", "-o", tmp_path / "out"
+    )
+    assert status == 0
+    for fact in ("16 tokens, and 16 of their partner", "bytes of 260", "o|n|e| "):
+        assert fact in shown
+    np.savez(tmp_path / "a.npz", images=np.arange(1280, dtype=np.uint16).astype(np.uint8).reshape(80, 4, 4),
+             labels=np.arange(80) % 2)  # fmt: skip
+    status, shown = run(capsys, "--images", tmp_path / "a.npz", "--held-out", "0.3", "-o", tmp_path / "out")
+    assert status == 0
+    for fact in ("an image of 4 x 4 x 1", "2: 0, 1", "sha256"):
+        assert fact in shown
+    assert "row 0" not in shown
