@@ -18,7 +18,8 @@ from experiments.data.prepared import Metadata, Prepared, load
 class Command(TextOptions):
     """Turn text, labelled text, pairs or images into rows to train on, once; or show what a folder of rows holds.
 
-    Say where the data come from with one of --embedded, --text, --tfds, --labelled, --pairs and --images:
+    Say where the data come from with one of --embedded, --text, --tfds, --labelled, --pairs, --images and
+    --captioned:
 
         scaling data --embedded
         scaling data --text 'books/*.txt' --vocab 1024 --length 256 -o prepared
@@ -48,13 +49,15 @@ class Command(TextOptions):
     def __call__(self) -> int:
         """Prepares, or opens, and prints."""
         console = Console()
-        named = sum(map(bool, (self.embedded, self.text, self.tfds, self.labelled, self.pairs, self.images)))
+        named = sum(
+            map(bool, (self.embedded, self.text, self.tfds, self.labelled, self.pairs, self.images, self.captioned))
+        )
         if self.folder and named:
             raise ValueError(f"give a folder to show ({self.folder}) or a source to prepare, not both")
         if not self.folder and named != 1:
             raise ValueError(
-                "say where the data come from with one of --embedded, --text, --tfds, --labelled, --pairs and "
-                f"--images, not {named} of them"
+                "say where the data come from with one of --embedded, --text, --tfds, --labelled, --pairs, "
+                f"--images and --captioned, not {named} of them"
             )
         prepared = load(self.folder) if self.folder else prepare_with_progress(self.config(), self.output, console)
         _show(console, prepared, self.samples)
@@ -92,6 +95,7 @@ def _facts(metadata: Metadata) -> dict[str, str]:
     row = f"{metadata.length} tokens"
     if layout.image:
         row = "an image of " + " x ".join(map(str, layout.image))
+        row += f", and {metadata.length + 1 - layout.inputs} tokens of its caption" if layout.inputs else ""
     elif layout.inputs:
         row = f"{layout.inputs} tokens, and {metadata.length + 1 - layout.inputs} of their partner"
     if layout.classes:

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.data.examples import AnyExamples, LabelledImages, LabelledText, TextPairs
+from experiments.data.examples import AnyExamples, CaptionedImages, LabelledImages, LabelledText, TextPairs
 from experiments.data.images import AnyImages, ImageArrays, ImageFolders, ImageTfds
 from experiments.data.prepare import DataConfig, prepare
 from experiments.data.prepared import Layout, Prepared
@@ -20,6 +20,7 @@ from experiments.data.tokenizer import Kind, TokenizerConfig
 from experiments.objectives import (
     AnyObjective,
     Classification,
+    Contrastive,
     ImageClassification,
     SequenceToSequence,
     Sides,
@@ -50,6 +51,8 @@ class TextOptions:
     """Or pairs of texts, such as translations: tables, or 'tfds:NAME'."""
     images: tuple[str, ...] = ()
     """Or images with a class each: an .npz, two .npy files, a folder of folders of pictures, or 'tfds:NAME'."""
+    captioned: tuple[str, ...] = ()
+    """Or images with a caption each, from the same places."""
     columns: tuple[str, ...] = ()
     """The two columns, arrays or fields of those by name; columns of a .tsv without a header by number."""
     split: str = "train"
@@ -80,7 +83,7 @@ class TextOptions:
             ValueError: if more than one source is named.
             FileNotFoundError: for images that are not there.
         """
-        named = [name for name in ("text", "tfds", "labelled", "pairs", "images") if getattr(self, name)]
+        named = [name for name in ("text", "tfds", "labelled", "pairs", "images", "captioned") if getattr(self, name)]
         if len(named) > 1:
             raise ValueError(f"data come from one place: give one of --{' and --'.join(named)}")
         shares = dict(held_out=self.held_out, seed=self.data_seed)
@@ -88,6 +91,10 @@ class TextOptions:
             source = _images(self.images, self.split, self.columns, self.data_dir)
             return LabelledImages(source=source, shape=source.shape(), **shares)
         tokenizer = TokenizerConfig(kind=self.tokenizer, vocab=self.vocab, path=self.tokenizer_model, extra=self.extra)
+        if self.captioned:
+            source = _images(self.captioned, self.split, self.columns, self.data_dir)
+            sizes = dict(shape=source.shape(), targets=self.length)
+            return CaptionedImages(source=source, tokenizer=tokenizer, **sizes, **shares)
         if self.labelled:
             source = _table(self.labelled, self.split, self.columns, self.data_dir)
             return LabelledText(source=source, tokenizer=tokenizer, length=self.length, **shares)
@@ -129,8 +136,10 @@ def _images(paths: tuple[str, ...], split: str, columns: tuple[str, ...], data_d
 def reading(prepared: Prepared) -> dict[str, Any]:
     """What a model must be told of the rows it is to read: settings of families in the zoo."""
     layout, metadata = prepared.metadata.layout, prepared.metadata
-    if layout.image:
+    if layout.classes and layout.image:
         return {"vocab": 0, "length": 0, "image": layout.image, "classes": len(layout.classes)}
+    if layout.image:
+        return {"vocab": metadata.vocab, "length": metadata.length + 1 - layout.inputs, "image": layout.image}
     sides = max(layout.inputs, metadata.length + 1 - layout.inputs) if layout.inputs else metadata.length
     return {"vocab": metadata.vocab, "length": sides}
 
@@ -157,15 +166,17 @@ def objective_for(name: Name | None, architecture: Architecture, prepared: Prepa
         ValueError: if too few ids are reserved for it, or rows are not of text alone.
     """
     layout = prepared.metadata.layout
-    if shift and not layout.image:
-        raise ValueError("only images can be shifted")
+    if shift and not (layout.image and layout.classes):
+        raise ValueError("only images with classes can be shifted")
     if layout == Layout():
         return named(name or USUAL.get(Sides.of(architecture), Name.CAUSAL), prepared.tokenizer)
     if name is not None:
         raise ValueError(f"{prepared.folder} does not hold plain text, and has its own objective, not {name.value}")
-    if layout.image:
+    if layout.image and layout.classes:
         return ImageClassification(image=layout.image, classes=len(layout.classes), shift=shift)
     vocabulary = Vocabulary.of(prepared.tokenizer)
+    if layout.image:
+        return Contrastive(vocabulary=vocabulary, inputs=layout.inputs, image=layout.image)
     if layout.classes:
         return Classification(vocabulary=vocabulary, classes=len(layout.classes))
     return SequenceToSequence(vocabulary=vocabulary, inputs=layout.inputs)

@@ -1,4 +1,4 @@
-"""Examples that are a row each: labelled texts, pairs of texts, labelled images.
+"""Examples that are a row each: labelled texts, pairs of texts, labelled images, images with captions.
 
 As with packed text, whether an example is held out and where it comes in the shuffled order is decided by a hash and
 the seed: of the text, of the first text of a pair, of the pixels. So equal texts or images, whatever their labels, fall
@@ -77,7 +77,8 @@ class LabelledText:
         """Tokenises, cuts, shuffles."""
         classes = _classes(entry.second for entry in self.source.entries())
         numbers = {name: number for number, name in enumerate(classes)}
-        tokenizer = _tokenizer(self, folder, progress, lambda entry: (entry.first,))
+        texts = ((entry.first.encode(), (entry.first,)) for entry in self.source.entries())
+        tokenizer = _tokenizer(self, folder, progress, texts)
 
         def rows(entries: list[Entry]) -> Iterator[_Row]:
             for entry, tokens in zip(entries, tokenizer.encode_all([e.first for e in entries]), strict=True):
@@ -139,7 +140,8 @@ class TextPairs:
 
     def make(self, contents: Contents, folder: Path, progress: Progress) -> dict[str, Any]:
         """Tokenises, leaves out what is too long, shuffles."""
-        tokenizer = _tokenizer(self, folder, progress, lambda entry: (entry.first, entry.second))
+        texts = ((entry.first.encode(), (entry.first, entry.second)) for entry in self.source.entries())
+        tokenizer = _tokenizer(self, folder, progress, texts)
 
         def rows(entries: list[Entry]) -> Iterator[_Row]:
             sides = [tokenizer.encode_all([entry[column] for entry in entries]) for column in (1, 2)]
@@ -178,8 +180,7 @@ class LabelledImages:
     """Decides which are held out and their order."""
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise ValueError(f"an image's shape is height, width and channels, not {self.shape}")
+        _check_shape(self.shape)
         check_share(self.held_out)
 
     @property
@@ -198,14 +199,13 @@ class LabelledImages:
 
     def make(self, contents: Contents, folder: Path, progress: Progress) -> dict[str, Any]:
         """Lays out and shuffles."""
-        if (found := self.source.shape()) != self.shape:
-            raise ValueError(f"images are {found[0]} x {found[1]} x {found[2]} and should be {self.shape}")
+        _check_images(self)
         classes = _classes(image.label for image in self.source.images())
         numbers = {name: number for number, name in enumerate(classes)}
 
         def rows(hasher: Hasher) -> Iterator[_Row]:
-            for image, (name, record) in zip(self.source.images(), self.source.records(), strict=True):
-                hasher.add(name, record)
+            for image in self.source.images():
+                hasher.add(image.name, image.record())
                 pixels = image.pixels.tobytes()
                 values = [numbers[image.label], *image.pixels.reshape(-1).tolist()]
                 yield _Row(fate(pixels, self), values, len(pixels), len(pixels), 0)
@@ -216,7 +216,76 @@ class LabelledImages:
         return counts | {"tokenizer": {}, "tokenizer_sha256": "", "vocab": 0, "layout": layout}
 
 
-AnyExamples = LabelledText | TextPairs | LabelledImages
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images with a caption each. A row is the pixels, and `targets` columns for the caption.
+
+    The caption ends in EOS and is cut or filled up.
+
+    Raises:
+        ValueError: for a shape, length or share out of range.
+    """
+
+    source: AnyImages
+    """Where they come from; what is the class of a labelled image is the caption here."""
+
+    shape: tuple[int, ...]
+    """Height, width and channels of every image."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How captions become tokens."""
+
+    targets: int = 32
+    """Most tokens of a caption, EOS included."""
+
+    held_out: float = 0.05
+    """Share kept for evaluation."""
+
+    seed: int = 0
+    """Decides which are held out and their order."""
+
+    def __post_init__(self) -> None:
+        _check_shape(self.shape)
+        if self.targets < 2:
+            raise ValueError(f"a caption needs 2 tokens or more, not {self.targets}")
+        check_share(self.held_out)
+
+    @property
+    def length(self) -> int:
+        """Columns of a row, less one."""
+        return math.prod(self.shape) + self.targets - 1
+
+    @property
+    def title(self) -> str:
+        """How folders of such rows are called, before their fingerprint."""
+        return f"captions-{self.tokenizer.kind.value}-{'x'.join(map(str, self.shape))}to{self.targets}"
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the rows, besides the source's contents."""
+        return _identity(self, shape=list(self.shape), targets=self.targets, tokenizer=self.tokenizer.identity())
+
+    def make(self, contents: Contents, folder: Path, progress: Progress) -> dict[str, Any]:
+        """Lays out, tokenises, shuffles."""
+        _check_images(self)
+        captions = ((image.pixels.tobytes(), (image.label,)) for image in self.source.images())
+        tokenizer = _tokenizer(self, folder, progress, captions)
+
+        def rows(hasher: Hasher) -> Iterator[_Row]:
+            images = self.source.images()
+            while block := list(itertools.islice(images, _TOGETHER)):
+                for image, tokens in zip(block, tokenizer.encode_all([each.label for each in block]), strict=True):
+                    hasher.add(image.name, image.record())
+                    room, pixels = self.targets - 1, image.pixels.tobytes()
+                    caption = [*tokens[:room], tokenizer.eos, *[tokenizer.pad] * (room - len(tokens))]
+                    lost, size = max(0, len(tokens) - room), len(image.label.encode())
+                    yield _Row(fate(pixels, self), [*pixels, *caption], size, len(tokens) + 1, lost)
+
+        counts = _write(self, rows, contents, folder, progress, _dtype(tokenizer, ()))
+        layout = Layout(image=self.shape, inputs=math.prod(self.shape))
+        return counts | described(self.tokenizer, tokenizer) | {"layout": layout}
+
+
+AnyExamples = LabelledText | TextPairs | LabelledImages | CaptionedImages
 """Every kind of examples that are a row each."""
 
 
@@ -228,6 +297,17 @@ class _Row(NamedTuple):
     bytes: int
     tokens: int
     dropped: int
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"an image's shape is height, width and channels, not {shape}")
+
+
+def _check_images(config: LabelledImages | CaptionedImages) -> None:
+    """Raises ValueError if the images are of another shape than they should be."""
+    if (found := config.source.shape()) != config.shape:
+        raise ValueError(f"images are {found[0]} x {found[1]} x {found[2]} and should be {config.shape}")
 
 
 def _identity(config: Preparable, **settings: Any) -> dict[str, Any]:
@@ -247,14 +327,16 @@ def _dtype(tokenizer: Tokenizer, classes: tuple[str, ...]) -> type[np.unsignedin
     return np.uint16 if max(tokenizer.vocab, len(classes)) <= 1 << 16 else np.uint32
 
 
-def _tokenizer(config: Any, folder: Path, progress: Progress, texts: Any) -> Tokenizer:
-    """The tokenizer, trained on the training entries where it is to be; `texts` tells which texts an entry has."""
+def _tokenizer(
+    config: Any, folder: Path, progress: Progress, examples: Iterable[tuple[bytes, tuple[str, ...]]]
+) -> Tokenizer:
+    """The tokenizer, trained on the texts of training examples where it is to be; beside them is what decides that."""
 
     def training() -> Iterator[tuple[str, bytes]]:
-        for entry in config.source.entries():
-            decided = fate(entry.first.encode(), config)
+        for data, texts in examples:
+            decided = fate(data, config)
             if not decided.held_out:
-                yield from ((text, decided.digest + bytes([number])) for number, text in enumerate(texts(entry)))
+                yield from ((text, decided.digest + bytes([number])) for number, text in enumerate(texts))
 
     progress("training the tokenizer", 0.0)
     tokenizer = make_tokenizer(config.tokenizer, lambda: sample(training(), config.tokenizer.sample_bytes))

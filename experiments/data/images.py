@@ -19,16 +19,20 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
 class Image(NamedTuple):
-    """One image: a name that is stable when the images move, its pixels, and the name of its class."""
+    """One image: a name that is stable when the images move, its pixels, and the name of its class, or its caption."""
 
     name: str
     pixels: UInt8[np.ndarray, "height width channels"]
     label: str
 
+    def record(self) -> bytes:
+        """Everything but the name, for hashes."""
+        return f"{self.pixels.shape} {self.label} ".encode() + self.pixels.tobytes()
+
 
 @dataclass(frozen=True)
 class ImageSource(Source):
-    """Images of one shape, each of one class."""
+    """Images of one shape, each of one class or with a caption."""
 
     @abc.abstractmethod
     def read(self) -> Iterator[Image]:
@@ -53,7 +57,7 @@ class ImageSource(Source):
     def records(self) -> Iterator[tuple[str, bytes]]:
         """Names, shapes, classes and pixels of the images."""
         for image in self.images():
-            yield image.name, f"{image.pixels.shape} {image.label} ".encode() + image.pixels.tobytes()
+            yield image.name, image.record()
 
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the first image. Raises ValueError if there is none."""

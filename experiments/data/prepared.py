@@ -36,7 +36,7 @@ class Layout:
     Attributes:
         classes: names of the classes, whose number the first column holds; empty where there are none.
         image: height, width and channels of the image that the columns hold, row by row; None for tokens.
-        inputs: columns that hold the first of a pair; 0 where there is none.
+        inputs: columns that hold the first of a pair, which may be an image; 0 where there is none.
     """
 
     classes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import lzma
 import numpy as np
 import pytest
 
-from experiments.data.examples import LabelledImages, LabelledText, TextPairs
+from experiments.data.examples import CaptionedImages, LabelledImages, LabelledText, TextPairs
 from experiments.data.images import ImageArrays, ImageFolders, ImageTfds
 from experiments.data.prepare import DataConfig, prepare
 from experiments.data.prepared import load
@@ -110,6 +110,24 @@ def test_images_are_rows_of_pixels(tmp_path, arrays):
     assert [len(side) for side in sides] == [len(train) // 2, len(held_out) // 2]
     with pytest.raises(ValueError, match="rows of images, which no tokenizer made"):
         _ = prepared.tokenizer
+
+
+def test_captions_lie_behind_their_images(tmp_path):
+    captions = np.asarray([f"picture {'of a long name ' * (n % 3)}{n}" for n in range(120)])
+    np.savez(tmp_path / "a.npz", images=IMAGES, captions=captions)
+    source = ImageArrays((str(tmp_path / "a.npz"),), ("images", "captions"))
+    config = CaptionedImages(source=source, shape=(5, 4, 1), tokenizer=BYTES, targets=20, held_out=0.2)
+    prepared = prepare(config, tmp_path / "out")
+    assert (prepared.metadata.layout.image, prepared.metadata.layout.inputs) == ((5, 4, 1), 20)
+    ids, rows = prepared.tokenizer, np.concatenate(all_rows(prepared))
+    assert rows.shape == (120, 40)
+    found = {(row[:20].astype(np.uint8).tobytes(), ids.decode(row[20:])) for row in rows}
+    assert found == {(image.tobytes(), caption[:19]) for image, caption in zip(IMAGES, captions, strict=True)}
+    assert all(ids.eos in row[20:] for row in rows)
+    counts = prepared.metadata.train, prepared.metadata.held_out
+    assert sum(count.dropped for count in counts) == sum(max(0, len(caption) - 19) for caption in captions)
+    with pytest.raises(ValueError, match="a caption needs 2 tokens or more, not 1"):
+        dataclasses.replace(config, targets=1)
 
 
 def test_arrays_folders_and_datasets_hold_the_same_images(tmp_path, arrays):

@@ -16,7 +16,7 @@ from experiments.configuration import from_json, to_json
 from experiments.data.prepare import prepare
 from experiments.data.tokenizer import Kind
 from experiments.evaluation import evaluate
-from experiments.objectives import Classification, ImageClassification, SequenceToSequence, Vocabulary
+from experiments.objectives import Classification, Contrastive, ImageClassification, SequenceToSequence, Vocabulary
 from experiments.objectives.named import Name
 from experiments.optimizer import Schedule
 from experiments.runs import Run
@@ -46,6 +46,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("examples")
     images, labels = squares()
     np.savez(root / "squares.npz", images=images, labels=labels)
+    np.savez(root / "captions.npz", images=images, labels=np.asarray(["one", "two", "three"])[labels])
     (root / "pairs.tsv").write_text("".join(f"one {n}\tuno {n}\n" for n in range(80)))
     lines = [{"text": f"film {n}", "label": ("bad", "good")[n % 2]} for n in range(80)]
     (root / "films.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -76,6 +77,12 @@ def test_files_decide_what_is_asked(folder):
     )
     assert run.objective == SequenceToSequence(vocabulary=Vocabulary.of(prepared.tokenizer), inputs=16)
     assert run.places == (16, 16)
+    captions = dict(captioned=(str(folder / "captions.npz"),), tokenizer=BYTES)
+    _, prepared, run = command(folder, ModelOptions(family="clip", patch=3, **SHAPE), **captions)
+    vocabulary = Vocabulary.of(prepared.tokenizer)
+    assert run.objective == Contrastive(vocabulary=vocabulary, inputs=36, image=(6, 6, 1))
+    assert (run.places, run.columns()["objective"]) == ((5, 16), "contrastive-softmax-with-images-of-8")
+    assert from_json(Run, json.loads(json.dumps(to_json(run)))).identity == run.identity
     columns = dict(labelled=(str(folder / "films.jsonl"),), columns=("text", "label"), tokenizer=BYTES)
     for family in ("bert", "decoder"):
         made, prepared, run = command(folder, ModelOptions(family=family, **SHAPE), **columns)
@@ -86,7 +93,7 @@ def test_files_decide_what_is_asked(folder):
         assert from_json(Run, stored).identity == run.identity
     with pytest.raises(ValueError, match="does not hold plain text, and has its own objective, not causal"):
         replace(made, objective=Name.CAUSAL).run(prepared)
-    with pytest.raises(ValueError, match="only images can be shifted"):
+    with pytest.raises(ValueError, match="only images with classes can be shifted"):
         replace(made, shift=1).run(prepared)
     with pytest.raises(ValueError, match="give one of --pairs and --images"):
         TextOptions(images=("a.npz",), pairs=("b.tsv",)).config()
