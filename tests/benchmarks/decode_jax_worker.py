@@ -22,8 +22,7 @@ def main() -> None:
     architecture, execution = zoo.gpt2(**sizes, length=asked["prompt"] + asked["new"]), Execution()
     with jax.set_mesh(device_mesh("data=1", jax.devices()[:1])):
         init = jax.jit(lambda key: initialize(declare(architecture, execution=execution), key, execution.rules))
-        # Further from zero than initial weights are, so that rounding does not decide between tokens.
-        model = jax.tree.map(lambda leaf: leaf * 4, init(jax.random.key(0)))
+        model = init(jax.random.key(0))
         pretrained.save(asked["folder"], model)
         rows = np.random.default_rng(0).integers(2, asked["vocab"], (asked["batch"], asked["prompt"]))
         prompts = Prompts.of(rows.tolist()).placed(execution)
