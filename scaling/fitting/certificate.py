@@ -24,6 +24,7 @@ _PARAMETERS = 1e-2
 _CONDITION = 1e12
 _NEARBY = 0.3  # standardised distance from the optimum of the second solver's first start: 5 % up
 _RESTARTS = 4
+_FLAT = 1e-8  # gradient, relative and whitened, at which it stops; differences know it to 1e-9
 _ONE = Lock()  # SciPy's line search sets filters of warnings, which threads share
 
 
@@ -165,10 +166,10 @@ def second_opinion(
     ends = []
     with _ONE, np.errstate(all="ignore"):
         for begin in (near, *(inverse @ (start - best)[free] for start in starts)):
-            end = scipy.optimize.minimize(relative, begin, jac=True, method="BFGS", options={"gtol": 1e-10})
+            end = scipy.optimize.minimize(relative, begin, jac=True, method="BFGS", options={"gtol": _FLAT})
             for _ in range(_RESTARTS):  # without its memory BFGS goes on where its line search gave up
                 before = end.fun
-                end = scipy.optimize.minimize(relative, end.x, jac=True, method="BFGS", options={"gtol": 1e-10})
+                end = scipy.optimize.minimize(relative, end.x, jac=True, method="BFGS", options={"gtol": _FLAT})
                 if before - end.fun <= 1e-9 * abs(before):
                     break
             ends.append((end.fun, place(end.x)))
