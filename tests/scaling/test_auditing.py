@@ -74,8 +74,11 @@ def test_a_collinear_design_is_refused_and_told_why():
     frame = wide_table()[["params"]]
     frame["tokens"] = 20 * frame["params"]
     frame["loss"] = loss(frame["params"], frame["tokens"])
-    found = audit(frame, FEW, resamples=50)
+    found = audit(frame, (*FEW, "chinchilla-tied", "power-params"), resamples=50)
     assert "same tokens per parameter (20)" in found.refused["chinchilla"]
+    (refused,) = (section.rows for section in found.page().sections if section.title == "Not extrapolated")
+    assert refused[0] == ("chinchilla, chinchilla-tied", found.refused["chinchilla"])
+    assert any("power-params as kaplan-n" in note for note in found.notes)
     assert "chinchilla" not in [score.law for score in found.scores]
     assert found.answer.startswith("Every run has the same tokens per parameter (20), a collinear design")
     assert any("Runs at other tokens per parameter" in warning for warning in found.warnings)

@@ -88,7 +88,7 @@ def test_weights_are_those_of_weighted_least_squares():
     assert width(laplace(plain).interval("alpha")) > 1.3 * 2 * reach
 
 
-@pytest.mark.parametrize("delta", [1e-3, 7e-3, 1.0])
+@pytest.mark.parametrize("delta", [1e-3, pytest.param(7e-3, marks=pytest.mark.slow), 1.0])
 def test_the_covariance_of_a_robust_fit_is_that_of_repeated_tables(delta):
     """The standard error claimed, typical of eight tables, against the spread of optima over 300 more."""
     frame = isoflop_table(noise=0.0, held_out=False, sizes=30)
