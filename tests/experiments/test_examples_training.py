@@ -16,7 +16,14 @@ from experiments.configuration import from_json, to_json
 from experiments.data.prepare import prepare
 from experiments.data.tokenizer import Kind
 from experiments.evaluation import evaluate
-from experiments.objectives import Classification, Contrastive, ImageClassification, SequenceToSequence, Vocabulary
+from experiments.objectives import (
+    Classification,
+    Comparison,
+    Contrastive,
+    ImageClassification,
+    SequenceToSequence,
+    Vocabulary,
+)
 from experiments.objectives.named import Name
 from experiments.optimizer import Schedule
 from experiments.runs import Run
@@ -170,3 +177,31 @@ def test_a_model_learns_to_tell_images(folder, tmp_path):
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("comparison", Comparison)
+def test_two_towers_learn_what_belongs_together(tmp_path, comparison):
+    """Where a bright square lies, and the words for it: known on images never seen."""
+    places = [(row, column) for row in range(6) for column in range(6)]
+    drawn = [places[number] for number in RNG.integers(0, 36, 600)]
+    images = RNG.integers(0, 60, (600, 12, 12)).astype(np.uint8)
+    for image, (row, column) in zip(images, drawn, strict=True):
+        image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 190
+    np.savez(tmp_path / "a.npz", images=images, labels=np.asarray([f"{row}:{column}" for row, column in drawn]))
+    options = TextOptions(captioned=(str(tmp_path / "a.npz"),), tokenizer=BYTES, length=8, held_out=0.2)
+    prepared = prepare(options.config(), tmp_path / "rows")
+    model = ModelOptions(family="clip", patch=4, width=32, depth=1, heads=4)
+    run = train.Command(data=options, model=model, batch=32, steps=200).run(prepared)
+    bias = None if comparison is Comparison.SOFTMAX else -10.0
+    architecture = zoo.clip(width=32, depth=1, heads=4, image=(12, 12, 1), patch=4, vocab=260, length=8, std=None)
+    run = replace(
+        run,
+        architecture=replace(architecture, bias=bias),
+        objective=replace(run.objective, comparison=comparison),
+        schedule=Schedule(peak=0.005),
+    )
+    result = train_to_end(run, tmp_path / "run", prepared, devices=2).result
+    # Of who knows that one of 32 is right and not which; equal captions in a batch keep all from being told.
+    guessed = np.log(32) if comparison is Comparison.SOFTMAX else np.log(32) - 31 * np.log(31 / 32)
+    assert result["loss"] < 0.75 * guessed
