@@ -16,7 +16,7 @@ from experiments.data.sources import Documents, TextFiles
 from experiments.evaluation import evaluate, row_losses
 from experiments.generation import BeamSearch, Prompts, search
 from experiments.generation.language import Language
-from experiments.objectives import Causal, SequenceToSequence
+from experiments.objectives import Causal, SequenceToSequence, Sides
 from experiments.trained import Trained
 
 
@@ -78,7 +78,7 @@ def of_text(
         FileNotFoundError: if there are no such files, or no tokenizer.
     """
     model, run = trained.model, trained.run
-    if model.config.encoder is not None or (run and not isinstance(run.objective, Causal)):
+    if Sides.of(model.config) is not Sides.DECODER or (run and not isinstance(run.objective, Causal)):
         asked = run.objective.label if run else f"no likelihood of text ({model.config.family})"
         raise ValueError(f"{trained.folder} was asked {asked}: --data needs a decoder that predicts the next token")
     longest = run.data.length if run else model.config.length

@@ -19,12 +19,14 @@ from experiments.configuration import from_json, to_json
 from experiments.data import prepared as rows
 from experiments.data.prepared import Prepared
 from experiments.generation.language import FILES, Language, of_folder, of_tokenizer
+from experiments.objectives import Sides
 from experiments.runs import Run, RunFolder, write_json
 from experiments.train import Placement, initial_state
 from models import pretrained
 from models.config import Architecture
 from models.execution import Execution
 from models.layers import initialize
+from models.towers import Towers
 from models.transformer import Model, declare, rules_for
 from parallel.sharding import abstract
 
@@ -76,9 +78,10 @@ class Trained:
         Raises:
             ValueError, FileNotFoundError: if that is not known.
         """
+        paired = Sides.of(self.model.config) is Sides.BOTH
         if self.run is None:
-            return of_folder(self.folder, paired=self.model.config.encoder is not None)
-        return of_tokenizer(self.prepared(folder).tokenizer, paired=self.model.config.encoder is not None)
+            return of_folder(self.folder, paired=paired)
+        return of_tokenizer(self.prepared(folder).tokenizer, paired=paired)
 
 
 def load(folder: str | Path, mesh: Mesh) -> Trained:
@@ -145,14 +148,14 @@ def save(folder: str | Path, model: Model, *, source: Path) -> None:
     write_json(folder / ARCHITECTURE, to_json(model.config))  # last: its presence says that all is there
 
 
-def _imported(key: jax.Array, *, architecture: Architecture, execution: Execution) -> dict[str, Model]:
+def _imported(key: jax.Array, *, architecture: Architecture | Towers, execution: Execution) -> dict[str, Model]:
     return {"model": initialize(declare(architecture, execution=execution), key, execution.rules)}
 
 
-def _architecture(folder: Path) -> Architecture:
+def _architecture(folder: Path) -> Architecture | Towers:
     path = folder / ARCHITECTURE
     try:
         stored = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return from_json(Architecture, stored, str(path))
+    return from_json(Architecture | Towers, stored, str(path))

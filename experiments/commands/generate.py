@@ -83,6 +83,7 @@ class Command:
         import jax
 
         from experiments import trained
+        from experiments.objectives import Sides
         from parallel.mesh import MeshShape
 
         shape = MeshShape.parse(self.mesh)
@@ -90,11 +91,12 @@ class Command:
         mesh = shape.build(None if -1 in (shape.data, shape.fsdp, shape.tensor) else jax.devices()[:wanted])
         with jax.set_mesh(mesh):
             found = trained.load(self.folder, mesh)
-            if found.model.config.decoder is None:
-                raise ValueError(f"{self.folder}: {found.model.config.family} is an encoder alone, which cannot write")
+            sides = Sides.of(found.model.config)
+            if sides not in (Sides.DECODER, Sides.BOTH):
+                raise ValueError(f"{self.folder}: {found.model.config.family} is {sides.value}, which cannot write")
             for prompt, texts in zip(self.prompt, self._written(found, sampling, how, mesh), strict=True):
                 for text, tokens in texts:
-                    self._show(prompt, text, tokens, paired=found.model.config.encoder is not None)
+                    self._show(prompt, text, tokens, paired=sides is Sides.BOTH)
         return 0
 
     def _written(self, found, sampling: Sampling, how: BeamSearch | None, mesh) -> list[list[tuple[str, list[int]]]]:

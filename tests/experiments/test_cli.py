@@ -47,7 +47,7 @@ def test_help_imports_nothing_heavy():
     [
         (["trian"], "did you mean 'train'?"),
         (["train", "--model.family", "lama"], "did you mean 'llama'?"),
-        (["train", "--data.text", "a.txt", "--data.tfds", "b"], "not both"),
+        (["train", "--data.text", "a.txt", "--data.tfds", "b"], "give one of --text and --tfds"),
         (["train", "--data.text", "nowhere/*.txt"], "nowhere/*.txt"),
         (["fit", "nowhere.csv"], "nowhere.csv"),
         (["models", "lama"], "llama"),

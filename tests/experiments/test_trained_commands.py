@@ -56,7 +56,7 @@ def run(tmp_path_factory):
         status = main(
             ["train", "--data.text", str(text), "--data.tokenizer", "bytes", "--data.length", "32", "--steps", "4",
              "--model.family", "gpt2", "--model.width", "16", "--model.depth", "1", "--model.heads", "2",
-             "--placement.mesh", "data=1,fsdp=8", "-o", str(root)]
+             "--placement.mesh", "data=8", "-o", str(root)]
         )  # fmt: skip
     assert status == 0
     (folder,) = [path.parent for path in root.glob("*/run.json")]
@@ -248,7 +248,7 @@ def test_an_encoder_writes_nothing(tmp_path, one_device, capsys):
         pretrained.save(tmp_path / "bert", made(zoo.bert(**SIZES), one_device))
     status, _, error = ask(capsys, "generate", tmp_path / "bert", "--ids", "--prompt", "5")
     assert status == 1
-    assert "bert is an encoder alone, which cannot write" in error
+    assert "bert is an encoder, which cannot write" in error
 
 
 def test_packages_that_are_not_there_are_named(theirs, run, tmp_path, capsys, monkeypatch):

@@ -92,13 +92,13 @@ def narrowed(architecture):
 
 def writes(name):
     try:
-        return zoo.make(name, **SIZES).decoder is not None
+        return getattr(zoo.make(name, **SIZES), "decoder", None) is not None
     except ValueError:  # a family of images
         return False
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", filter(writes, zoo.FAMILIES))
+@pytest.mark.parametrize("name", [name for name in zoo.FAMILIES if writes(name)])
 def test_every_family_that_writes(name):
     architecture = zoo.make(name, **(SIZES | dict(depth=4)))
     model, arguments = filled(narrowed(architecture)), (TOKENS, FIRST, INPUTS, INPUT_SEGMENTS)

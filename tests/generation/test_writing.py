@@ -110,7 +110,8 @@ def test_exactly_the_right_tokens_are_kept(settings, kept):
     assert set(np.flatnonzero(np.isfinite(found)).tolist()) == kept
 
 
-@pytest.mark.parametrize("name", ["gpt2", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_a_mesh_writes_the_same(name):
     architecture = MODEL if name == "gpt2" else zoo.t5(width=16, depth=2, heads=4, vocab=32, length=24)
     model, sampling = filled(architecture), Sampling(top_p=0.9)
