@@ -6,6 +6,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Run:
         except ValueError as error:
             raise ValueError(f"run: {error}") from error
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """12 hexadecimal digits of a hash of everything that defines the result."""
         # Read back first: 1 and 1.0 are one setting.
