@@ -33,6 +33,7 @@ def classifier(classes=3, pooling=Pooling.MEAN):
     return jax.jit(lambda key: initialize(declared, key, declared.execution.rules))(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_classes_are_told_from_what_is_real():
     smoothing = 0.2
     with jax.set_mesh(device_mesh("data=1", jax.devices()[:1])):

@@ -37,6 +37,7 @@ def test_a_stopped_run_goes_on_with_the_same_masks(masked_run, prepared, ended, 
     assert differences(train_to_end(masked_run, tmp_path, prepared), ended) == []
 
 
+@pytest.mark.slow
 def test_parts_and_meshes_ask_the_same(masked_run, prepared, ended, tmp_path):
     found = train_to_end(masked_run, tmp_path, prepared, devices=4, mesh="fsdp=2,tensor=2", accumulate=2)
     np.testing.assert_allclose(losses(found), losses(ended), rtol=1e-5)

@@ -123,6 +123,7 @@ def test_finished_cells_are_never_redone(cells, prepared, done):
     assert all(0 < row["loss"] < 5.6 and row["loss_se"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_run_that_two_sweeps_share_is_done_once(run, cells, prepared, done):
     second = isoflop("second", run, {budget_of(run, 60): [ARCHITECTURE], budget_of(run, 70): [ARCHITECTURE]})
     before = times(done)

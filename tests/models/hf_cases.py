@@ -2,6 +2,7 @@
 
 import numpy as np
 from hf_decoders import DECODERS, VOCAB
+from hf_decoders import THOROUGH as DECODERS_THOROUGH
 
 ROWS, LENGTH, TARGETS = 3, 13, 7
 _RNG = np.random.default_rng(0)
@@ -172,3 +173,15 @@ CASES |= {
     name: _case(kind, owner, config, _causal(padded=name != "mixtral-balance"), offset_norms=kind.startswith("gemma"))
     for name, (kind, owner, config) in DECODERS.items()
 }
+
+# Second settings of an architecture, for the slow tests.
+THOROUGH = (
+    *DECODERS_THOROUGH,
+    "gpt2-untied",
+    "bert-relu",
+    "electra-generator",
+    "t5-1.1",
+    "vit-grey",
+    "roberta",
+    "llama-3",
+)

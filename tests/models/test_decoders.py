@@ -86,7 +86,7 @@ def test_no_token_sees_a_later_one_another_document_or_padding(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("gemma3", "mixtral") else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
+    "name", [name if name == "mixtral" else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
 )
 def test_a_loop_changes_nothing(name):
     model = filled(ALL[name])

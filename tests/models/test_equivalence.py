@@ -50,7 +50,9 @@ def close(ours, theirs, *, relative):
     ("architecture", "ways"),
     [
         (ARCHITECTURES["gpt2"], [dict(layers=Layers.SCAN, remat=remat) for remat in Remat]),
-        (zoo.decoder(**SIZES, dropout=0.2), [dict(layers=Layers.SCAN, remat=Remat.FULL)]),
+        pytest.param(
+            zoo.decoder(**SIZES, dropout=0.2), [dict(layers=Layers.SCAN, remat=Remat.FULL)], marks=pytest.mark.slow
+        ),
         pytest.param(
             ARCHITECTURES["pattern"], [dict(layers=Layers.SCAN), dict(remat=Remat.FULL)], marks=pytest.mark.slow
         ),

@@ -88,6 +88,7 @@ def test_every_square_reaches_the_class():
 
 
 @pytest.mark.parametrize("name", ["vit", pytest.param("mean", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_loop_and_a_mesh_change_nothing(name):
     architecture = CASES[name]
     model = filled(architecture)

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf_cases import CASES
-from hf_decoders import THOROUGH
+from hf_cases import CASES, THOROUGH
 from jax.sharding import PartitionSpec, reshard
 from safetensors.numpy import load_file
 

@@ -42,6 +42,7 @@ def test_params_are_the_leaves_and_flops_are_those_of_both_sides():
     assert Sides.of(CLIP) is Sides.TOWERS
 
 
+@pytest.mark.slow
 def test_the_last_real_token_stands_for_a_text():
     model = filled(CLIP)
     left, right, scale, bias = vectors(model, IMAGES, TOKENS, REAL)
@@ -56,6 +57,7 @@ def test_the_last_real_token_stands_for_a_text():
     np.testing.assert_array_equal(other, right)  # padding
 
 
+@pytest.mark.slow
 def test_a_bias_is_learned_where_there_is_one():
     model = filled(replace(CLIP, bias=-10.0, summaries=(Summary.FIRST, Summary.FIRST)))
     _, right, _, bias = vectors(model, IMAGES, TOKENS, REAL)

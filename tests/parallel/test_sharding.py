@@ -27,7 +27,8 @@ SINGLE = zoo.gpt2(
 # The default suite takes the widest mesh here; whole train steps on the others are in test_train_step.
 WIDEST, OTHERS = "fsdp=4,tensor=2", ["data=8", "fsdp=8", "data=4,tensor=2"]
 CASES = [
-    *(("grouped", WIDEST), ("single", WIDEST)),
+    ("grouped", WIDEST),
+    pytest.param("single", WIDEST, marks=pytest.mark.slow),
     *(pytest.param("grouped", mesh, marks=pytest.mark.slow) for mesh in OTHERS),
     pytest.param("looped", "data=2,fsdp=2,tensor=2", marks=pytest.mark.slow),
 ]

@@ -55,6 +55,7 @@ def test_runs_that_leave_the_law_are_said_to():
     assert "do not follow the law" in str(found)
 
 
+@pytest.mark.slow
 def test_training_curves_move_with_the_convention():
     """The envelope under another count is that of the same curves, each counted as its run is."""
     table = TABLE.assign(params_nonembedding=TABLE["params"] / 2)

@@ -153,6 +153,7 @@ def test_unbracketed_sweeps_are_refused_not_fitted():
     assert any("could not be fitted" in each.text for each in made.diagnostics if each.severity.value == "warning")
 
 
+@pytest.mark.slow
 def test_collinear_tables_are_refused_and_one_size_is_flagged():
     table = isoflop_table(held_out=False, sizes=5)
     table["tokens"] = 20 * table["params"]
