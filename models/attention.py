@@ -22,6 +22,7 @@ from models.execution import Execution, Kernel
 from models.kernels import KEYS, QUERIES
 from models.layers import RESIDUAL, Norm, Normalize, Role, add_bias, dropout, parameter, project, soft_cap
 from models.positions import Positions, Rotary, Start, alibi_slopes, rotate
+from models.products import repeated
 from parallel.context import UNSEEN, Context, Scores, exchanged, ring
 
 
@@ -291,8 +292,9 @@ def attend(
             )
         return kernels.attend(q, k, v, config, execution, sight, scale=_scale(config))
     length = q.shape[3]
-    limited = sight.ahead is not None or sight.back is not None  # else no block of queries could skip a key
-    blocks = 4 if limited and execution.kernel is Kernel.BLOCKS and length % 4 == 0 and length >= 64 else 1
+    limited = sight.ahead is not None or sight.back is not None
+    cut = execution.kernel is Kernel.BLOCKS and length % 4 == 0 and length >= 64
+    blocks = (4 if limited else 2) if cut else 1  # where no key can be skipped, it is for the processor's cache
     size = length // blocks
     slopes = _slopes(config)
     outputs = []
@@ -306,7 +308,7 @@ def attend(
             distance = np.abs(np.arange(start, end)[:, None] - np.arange(first, last)[None, :])
             scores = scores - jnp.asarray(slopes[None, :, :, None, None] * distance).astype(jnp.float32)
         if bias is not None:
-            scores = scores + bias[None, :, :, start:end, first:last].astype(jnp.float32)
+            scores = scores + repeated(bias[:, :, start:end, first:last], q.shape[0], execution).astype(jnp.float32)
         mask = sight.mask(start, end, first, last)
         if mask is not None:
             scores = scores + jnp.where(mask[:, None, None], 0.0, UNSEEN)  # a sum, because its gradient is free

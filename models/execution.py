@@ -41,9 +41,10 @@ class Remat(Enum):
 class Kernel(Enum):
     """Who computes attention.
 
-    `blocks` cuts the queries into four and skips the keys they cannot see; `dense` does it at once; `cudnn` is NVIDIA's
-    fused kernel through `jax.nn.dot_product_attention` (16-bit, GPU only); `reference` is that same path in plain XLA;
-    `splash` is JAX's fused kernel for TPUs (rows of a multiple of 128 tokens).
+    `blocks` cuts the queries into four and skips the keys they cannot see, or into two where they see all; `dense`
+    does it at once; `cudnn` is NVIDIA's fused kernel through `jax.nn.dot_product_attention` (16-bit, GPU only);
+    `reference` is that same path in plain XLA; `splash` is JAX's fused kernel for TPUs (rows of a multiple of 128
+    tokens).
     """
 
     BLOCKS = "blocks"

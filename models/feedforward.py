@@ -31,11 +31,17 @@ class Activation(Enum):
         return {
             Activation.RELU: jax.nn.relu,
             Activation.GELU: jax.nn.gelu,
-            Activation.GELU_EXACT: lambda x: jax.nn.gelu(x, approximate=False),
+            Activation.GELU_EXACT: _gelu_exact,
             Activation.GELU_SIGMOID: lambda x: x * jax.nn.sigmoid(1.702 * x),
             Activation.SILU: jax.nn.silu,
             Activation.TANH: jnp.tanh,
         }[self](x)
+
+
+def _gelu_exact(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    if x.dtype != jnp.float32:  # 1 + erf(x) has no digits left where x is below -2
+        return jax.nn.gelu(x, approximate=False)
+    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))  # of erfc, which the above is, XLA makes twice the work
 
 
 class Form(Enum):
