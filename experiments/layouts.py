@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from experiments.ahead import compile_step, residuals
-from experiments.placement import Placement
+from experiments.placement import Layout
 from experiments.runs import Run
 from models.execution import Execution, Kernel, Layers, Remat
 from models.transformer import declare
@@ -33,33 +33,33 @@ class Layouts:
     Attributes:
         run: the run.
         topology: where.
-        placement: what all layouts share: kernel, chunks of logits.
+        layout: what all layouts share: kernel, chunks of logits.
     """
 
     run: Run
     topology: Topology
-    placement: Placement
+    layout: Layout
     _works: dict[tuple, Work] = field(default_factory=dict, compare=False, repr=False)
     _traces: dict[tuple, list["_Residual"]] = field(default_factory=dict, compare=False, repr=False)
 
-    def predict(self, placement: Placement) -> Estimate:
+    def predict(self, layout: Layout) -> Estimate:
         """What arithmetic says of a layout.
 
         Raises:
             ValueError: if mesh, batch or architecture do not fit each other.
         """
-        sizes = self._sizes(placement)
-        work = self._work(placement, sizes)
+        sizes = self._sizes(layout)
+        work = self._work(layout, sizes)
         if lacking := next(filter(None, (weight.misfit(sizes) for weight in work.weights)), ""):
-            raise ValueError(f"mesh {placement.mesh}: {lacking}")
-        told = dict(topology=self.topology, mesh=sizes, rows=self.run.batch, parts=placement.accumulate)
+            raise ValueError(f"mesh {layout.mesh}: {lacking}")
+        told = dict(topology=self.topology, mesh=sizes, rows=self.run.batch, parts=layout.accumulate)
         return predict(work, **told)
 
-    def compile(self, placement: Placement) -> Estimate:
+    def compile(self, layout: Layout) -> Estimate:
         """What the compiler says of it."""
-        return compile_step(self.run, placement, self.topology)
+        return compile_step(self.run, layout, self.topology)
 
-    def all(self, remats: Sequence[Remat] = tuple(Remat)) -> Iterator[Placement]:
+    def all(self, remats: Sequence[Remat] = tuple(Remat)) -> Iterator[Layout]:
         """Every mesh that the batch and the architecture allow, with every policy and number of parts.
 
         Raises:
@@ -70,9 +70,9 @@ class Layouts:
             readers = sizes["data"] * sizes["fsdp"]
             if self.run.batch % readers:
                 continue
-            placement = replace(self.placement, mesh=str(MeshShape(**sizes)))
+            layout = replace(self.layout, mesh=str(MeshShape(**sizes)))
             try:
-                self.predict(replace(placement, accumulate=1, remat=remats[-1]))
+                self.predict(replace(layout, accumulate=1, remat=remats[-1]))
             except ValueError as reason:
                 refused = f": {reason}"
                 continue
@@ -80,14 +80,14 @@ class Layouts:
             for remat in remats:
                 parts = 1
                 while self.run.batch % (parts * readers) == 0:
-                    yield replace(placement, accumulate=parts, remat=remat)
+                    yield replace(layout, accumulate=parts, remat=remat)
                     parts *= 2
         if not found:
             raise ValueError(f"no mesh of {self.topology.chips} chips suits {self.run.batch} rows{refused}")
 
     def search(
-        self, *, compiled: int, limit: float | None = None, report: Callable[[Placement], None] = lambda placement: None
-    ) -> Found[Placement]:
+        self, *, compiled: int, limit: float | None = None, report: Callable[[Layout], None] = lambda layout: None
+    ) -> Found[Layout]:
         """The fastest layout that fits.
 
         Args:
@@ -110,13 +110,13 @@ class Layouts:
             **told,
         )
 
-    def _sizes(self, placement: Placement) -> dict[str, int]:
-        shape = MeshShape.parse(placement.mesh).resolve(self.topology.chips)
+    def _sizes(self, layout: Layout) -> dict[str, int]:
+        shape = MeshShape.parse(layout.mesh).resolve(self.topology.chips)
         return {name: getattr(shape, name) for name in AXES}
 
-    def _work(self, placement: Placement, sizes: Mapping[str, int]) -> Work:
+    def _work(self, layout: Layout, sizes: Mapping[str, int]) -> Work:
         """What the step does in numbers, which are those of any mesh with the same axes."""
-        looping = replace(placement, layers=Layers.SCAN)  # what is saved of each layer is then told from the rest
+        looping = replace(layout, layers=Layers.SCAN)  # what is saved of each layer is then told from the rest
         execution = looping.execution(self.run, _mesh(sizes), platform=self.topology.platform)
         readers = execution.rules.batch
         mesh = _mesh({name: _TRACED if size > 1 or name in readers else 1 for name, size in sizes.items()})
@@ -161,7 +161,8 @@ def _work(run: Run, execution: Execution, saved: list[_Residual], everything: li
     *_, read = run.places
     stream = ("batch", "length", "embed")
     words = [side.vocab for side in _sides(architecture) if side.head]
-    logits = 4.0 * min(read, execution.logits_chunk or read) * sum(words)
+    asked = run.asked or read
+    logits = 4.0 * min(asked, execution.logits_chunk or asked) * sum(words)
     again = execution.remat is not Remat.NONE
     passes = 2 + again
     uses = (each for stack in architecture.stacks for each in zip(stack.pattern, stack.uses, strict=True))
@@ -214,9 +215,9 @@ def _executed(run: Run, execution: Execution) -> float:
 
     A fused kernel's backward pass takes five products for the forward pass's two (Dao et al. 2022, appendix B).
     """
-    cost, tokens, (*_, read) = run.cost, sum(run.places), run.places
+    cost, tokens, asked = run.cost, sum(run.places), run.asked or run.places[-1]
     heads = (side for side in _sides(run.architecture) if side.head)
-    head = read * sum(side.head.cost(side.vocab, side.width, side.table_size).matmul_flops for side in heads)
+    head = asked * sum(side.head.cost(side.vocab, side.width, side.table_size).matmul_flops for side in heads)
     products, attention = cost.matmul_flops * tokens, cost.attention_flops * tokens
     fused = execution.kernel in (Kernel.SPLASH, Kernel.CUDNN)
     again = {
@@ -225,7 +226,7 @@ def _executed(run: Run, execution: Execution) -> float:
         Remat.ATTENTION: products - head,
         Remat.FULL: products - head + attention,
     }[execution.remat]
-    chunked = execution.logits_chunk is not None and execution.logits_chunk < read
+    chunked = execution.logits_chunk is not None and execution.logits_chunk < asked
     return 3 * products + (3.5 if fused else 3.0) * attention + again + (head if chunked else 0.0)
 
 

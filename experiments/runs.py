@@ -13,7 +13,7 @@ from typing import Any
 from experiments.configuration import from_json, to_json
 from experiments.data.examples import AnyExamples
 from experiments.data.prepare import DataConfig
-from experiments.objectives import AnyObjective, Causal, Sides
+from experiments.objectives import AnyObjective, Causal, Sides, Sparing
 from experiments.optimizer import AdamW, Schedule
 from models.cost import Cost
 from models.execution import Precision
@@ -85,6 +85,12 @@ class Run:
         return self.architecture.places(self.objective.lengths(self.data.length))
 
     @property
+    def asked(self) -> int | None:
+        """Tokens of a row that logits are computed for; None for all that the last stack reads."""
+        sparing = isinstance(self.objective, Sparing)
+        return self.objective.most(self.places[-1]) if sparing else None
+
+    @property
     def batch_tokens(self) -> int:
         """Vectors that the model reads in a step; an encoder-decoder's inputs and targets both count."""
         return self.batch * sum(self.places)
@@ -98,7 +104,8 @@ class Run:
     def cost(self) -> Cost:
         """Parameters, and FLOPs per token."""
         *inputs, length = self.places
-        return self.architecture.cost(length, *inputs)
+        few = {} if self.asked is None else {"asked": self.asked}  # what has no head for tokens is not asked about few
+        return self.architecture.cost(length, *inputs, **few)
 
     def columns(self) -> dict[str, Any]:
         """What is known of a run before it is trained, in the columns of the table of runs."""

@@ -290,11 +290,12 @@ class Architecture:
         """Entries of a token's vector in the table."""
         return (None if self.image else self.embedding.size) or self.width
 
-    def cost(self, length: int, inputs: int | None = None) -> Cost:
+    def cost(self, length: int, inputs: int | None = None, *, asked: int | None = None) -> Cost:
         """Parameters, and FLOPs per token on rows of `length` tokens.
 
         With both sides, rows have `inputs` tokens (`length` of them if not given) and `length` targets, and FLOPs are
-        those of a row divided by the tokens of both.
+        those of a row divided by the tokens of both. The head is used for `asked` tokens of a row, for all if not
+        given.
         """
         both = len(self.stacks) == 2
         inputs = (length if inputs is None else inputs) if both else 0
@@ -304,7 +305,8 @@ class Architecture:
             side = stack.cost(self.width, own, inputs) + self.embedding.cost(self.length, self.width)
             total += side.times(own / (length + inputs))
         if self.head:
-            total += self.head.cost(self.vocab, self.width, self.table_size).times(length / (length + inputs))
+            used = (length if asked is None else asked) / (length + inputs)
+            total += self.head.cost(self.vocab, self.width, self.table_size).times(used)
         if self.classifier:
             total += self.classifier.cost(self.width, length).times(length / (length + inputs))
         return total

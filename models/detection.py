@@ -63,11 +63,14 @@ class Detection(Pair):
         """
         return self.discriminator.places(columns)
 
-    def cost(self, length: int) -> Cost:
-        """Parameters of both, those shared once; FLOPs of both per token of rows of `length`."""
+    def cost(self, length: int, *, asked: int | None = None) -> Cost:
+        """Parameters of both, those shared once; FLOPs of both per token of rows of `length`.
+
+        The generator says something in place of `asked` tokens of a row, of all if not given.
+        """
         size = self.discriminator.table_size
         shared = Cost(embedding=self.vocab * size) + _tables(self.discriminator).cost(self.length, size)
-        return self.discriminator.cost(length) + self.generator.cost(length) + shared * -1
+        return self.discriminator.cost(length) + self.generator.cost(length, asked=asked) + shared * -1
 
 
 def _tables(side: Architecture):

@@ -127,8 +127,31 @@ class Command:
 
         architecture = answering(self.model.build(**reading(prepared, self.objective)), prepared)
         objective = objective_for(self.objective, architecture, prepared, shift=self.shift)
-        *inputs, targets = read = architecture.places(objective.lengths(prepared.metadata.length))
-        cost, per_step = architecture.cost(targets, *inputs), self.batch * sum(read)
+        if self.precision is PrecisionChoice.AUTO:
+            import jax
+
+            from parallel.hardware import has_fast_bf16
+
+            precision = Precision.BFLOAT16 if has_fast_bf16(jax.devices()[0]) else Precision.FLOAT32
+        else:
+            precision = Precision(self.precision.value)
+
+        def run(steps: int) -> Run:
+            return Run(
+                architecture=architecture,
+                data=self.data.config(),
+                rows=prepared.fingerprint,
+                schedule=self.schedule.build(RateRule().peak(architecture, steps)),
+                batch=self.batch,
+                steps=steps,
+                objective=objective,
+                optimizer=self.optimizer,
+                precision=precision,
+                seed=self.seed,
+                evaluation_rows=self.evaluation_rows,
+            )
+
+        cost, per_step = run(1).cost, run(1).batch_tokens
         lengths = {
             "steps": self.steps,
             "tokens": self.tokens and round(self.tokens / per_step),
@@ -140,25 +163,4 @@ class Command:
             raise ValueError(
                 f"a run has one length: give --steps, --tokens, --flops or --tokens-per-param, not {len(given)}"
             )
-        steps = max(1, next(iter(given.values()), round(20 * cost.params / per_step)))
-        if self.precision is PrecisionChoice.AUTO:
-            import jax
-
-            from parallel.hardware import has_fast_bf16
-
-            precision = Precision.BFLOAT16 if has_fast_bf16(jax.devices()[0]) else Precision.FLOAT32
-        else:
-            precision = Precision(self.precision.value)
-        return Run(
-            architecture=architecture,
-            data=self.data.config(),
-            rows=prepared.fingerprint,
-            schedule=self.schedule.build(RateRule().peak(architecture, steps)),
-            batch=self.batch,
-            steps=steps,
-            objective=objective,
-            optimizer=self.optimizer,
-            precision=precision,
-            seed=self.seed,
-            evaluation_rows=self.evaluation_rows,
-        )
+        return run(max(1, next(iter(given.values()), round(20 * cost.params / per_step))))

@@ -5,7 +5,7 @@ from experiments.objectives.classification import Classification, ImageClassific
 from experiments.objectives.contrastive import Comparison, Contrastive
 from experiments.objectives.cross_entropy import cross_entropy
 from experiments.objectives.denoising import Deletion, Denoising, Infilling, Permutation, Rotation
-from experiments.objectives.example import Example, Gradable, Objective, PairExample, Sides, row_keys
+from experiments.objectives.example import Example, Gradable, Objective, PairExample, Sides, Sparing, row_keys
 from experiments.objectives.masked import Masked
 from experiments.objectives.prefixed import Prefixed
 from experiments.objectives.replaced import ReplacedTokens
@@ -55,6 +55,7 @@ __all__ = [
     "SequenceToSequence",
     "Sides",
     "SpanCorruption",
+    "Sparing",
     "Vocabulary",
     "cross_entropy",
     "row_keys",

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import reshard
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.objectives.example import Example, Losses, PairExample
+from experiments.objectives.example import Example, Losses, PairExample, taken
 from parallel.sharding import Rules
 
 
@@ -30,7 +30,7 @@ def cross_entropy(
         smoothing: as of `surprise`.
 
     Raises:
-        ValueError: if the chunk does not divide the length, or devices that split rows cannot share it equally.
+        ValueError: as of `by_chunk`.
     """
     return by_chunk(model, hidden, lambda logits, targets: surprise(logits, targets, smoothing=smoothing), targets)
 
@@ -68,9 +68,9 @@ def by_chunk(
         *told: arrays of `batch length`, of which `ask` is given the same positions.
 
     Raises:
-        ValueError: if the chunk does not divide the length.
+        ValueError: if devices split the length and the chunk does not divide it, or they cannot share a chunk equally.
     """
-    length, run = hidden.shape[1], model.execution
+    length, run, spec = hidden.shape[1], model.execution, jax.typeof(hidden).sharding.spec
     chunk = run.logits_chunk
 
     def answers(hidden, *told):
@@ -78,14 +78,14 @@ def by_chunk(
 
     if chunk is None or chunk >= length:
         return answers(hidden, *told)
-    if length % chunk:
-        raise ValueError(f"logits_chunk {chunk} does not divide the row length {length}")
     # Checkpointed, so that the backward pass makes each chunk's logits again instead of keeping them.
     again = jax.checkpoint(answers)
-    if not run.rules.stream:
+    if len(spec) < 2 or spec[1] is None:
         starts = range(0, length, chunk)
         parts = [again(*(array[:, start : start + chunk] for array in (hidden, *told))) for start in starts]
         return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
+    if length % chunk:
+        raise ValueError(f"logits_chunk {chunk} does not divide the row length {length}")
     cut = [_cut(array, chunk, run.rules) for array in (hidden, *told)]
     return jax.tree.map(lambda *arrays: _joined(arrays, run.rules), *(again(*part) for part in zip(*cut, strict=True)))
 
@@ -118,12 +118,18 @@ def _joined(parts: Sequence[Float[Array, "batch chunk"]], rules: Rules) -> Float
 
 
 def token_losses(model: nnx.Module, example: Example, *, dropout: Key[Array, ""] | None) -> Losses:
-    """Losses and weights of each position of an encoder or decoder."""
+    """Losses and weights of each position of an encoder or decoder that needs logits."""
     # Only a model that is asked for it need know what a prefix is.
     prefix = {} if example.prefix is None else {"prefix": example.prefix}
     sides = dict(segments=example.segments, positions=example.positions, **prefix)
     hidden, penalty = asked(model, example.tokens, dropout=dropout, **sides)
-    return (cross_entropy(model, hidden, example.targets) + penalty) * example.weights, example.weights
+    hidden, targets, weights = about(example, model.execution.rules, hidden, example.targets, example.weights)
+    return (cross_entropy(model, hidden, targets) + penalty) * weights, weights
+
+
+def about(example: Example, rules: Rules, *arrays: Array) -> list[Array]:
+    """Of arrays of `batch length` what is at the places that need logits."""
+    return [array if example.places is None else taken(array, example.places, rules) for array in arrays]
 
 
 def pair_losses(

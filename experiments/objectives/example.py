@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from models.detection import Detection
 from models.towers import Towers
 from models.transformer import AnyArchitecture
+from parallel.sharding import Rules
 
 Losses = tuple[Float[Array, "batch predictions"], Float[Array, "batch predictions"]]
 """Loss of each prediction, 0 where there is none; and the weights, 1 or 0."""
@@ -58,7 +59,7 @@ class Sides(Enum):
 
 
 class Example(NamedTuple):
-    """What the rows of a batch ask of a model of one stack; every array is `batch length`.
+    """What the rows of a batch ask of a model of one stack; every array but `places` is `batch length`.
 
     Attributes:
         tokens: what the model reads.
@@ -67,6 +68,7 @@ class Example(NamedTuple):
         segments: number of the document at each position; other documents are not seen.
         positions: place in the document.
         prefix: where a causal model is seen by earlier positions too; None for nowhere.
+        places: numbers of the positions that need logits, those of weight 0 among them; None for all.
     """
 
     tokens: Int[Array, "batch length"]
@@ -75,6 +77,7 @@ class Example(NamedTuple):
     segments: Int[Array, "batch length"]
     positions: Int[Array, "batch length"]
     prefix: Bool[Array, "batch length"] | None = None
+    places: Int[Array, "batch asked"] | None = None
 
 
 class PairExample(NamedTuple):
@@ -160,23 +163,47 @@ class Gradable(Protocol):
         """Losses and weights as of `losses`, which answers are right, and which count."""
 
 
+@runtime_checkable
+class Sparing(Protocol):
+    """An objective that asks about few tokens of a row, so that the others need no logits."""
+
+    def most(self, length: int) -> int:
+        """How many tokens it may ask about where a model reads `length`."""
+
+
 def row_keys(key: Key[Array, ""], numbers: Int[Array, " batch"]) -> Key[Array, " batch"]:
     """One key a row, from the rows' numbers."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
 
 
 def by_row(
-    function: Callable[[Int[Array, " width"], Key[Array, ""]], Any],
-    rows: Int[Array, "batch width"],
-    keys: Key[Array, " batch"],
+    function: Callable[[Array, Any], Any],
+    rows: Array,
+    keys: Any,
 ) -> Any:
-    """`function(row, key)` for each row of a batch; every device works on the rows that it holds."""
+    """`function(row, key)` for each row of a batch, or whatever else there is one of for each row.
+
+    Every device works on the rows that it holds.
+    """
     rows, many = jnp.asarray(rows), jax.vmap(function)
     sharding = jax.typeof(rows).sharding
     if sharding.mesh.empty:
         return many(rows, keys)
     spec = PartitionSpec(sharding.spec[0])
     return jax.shard_map(many, in_specs=(spec, spec), out_specs=spec)(rows, reshard(keys, spec))
+
+
+def taken(array: Array, places: Int[Array, "batch asked"], rules: Rules) -> Array:
+    """Of each row what is at the places asked about.
+
+    Args:
+        array: `batch length` or `batch length size`.
+        places: numbers of positions.
+        rules: how rows are split; what is taken is not split but by rows.
+    """
+    if not jax.typeof(array).sharding.mesh.empty:
+        array = reshard(array, rules.spec("batch", *(None for _ in array.shape[1:])))
+    return by_row(lambda row, places: row.at[places].get(unique_indices=True), array, places)
 
 
 def images(pixels: Int[Array, "batch pixels"], shape: tuple[int, ...]) -> Float[Array, "batch height width channels"]:

@@ -1,5 +1,6 @@
 """Predicting tokens that were hidden."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,9 @@ class Masked(TokenObjective):
 
     Each ordinary token is chosen with probability `share` and is then to be predicted; what the model reads in its
     place is the mask, a random ordinary token, or the token itself. Documents packed in a row do not see each other.
+
+    Logits are computed for the chosen tokens alone, or as many as `most` says; should more be chosen in a row, which is
+    six standard deviations from what is usual, then the last of them stay as they are.
 
     Attributes:
         vocabulary: what ids mean.
@@ -61,6 +65,11 @@ class Masked(TokenObjective):
         """Every token but the last is read, as by a causal model."""
         return (length,)
 
+    def most(self, length: int) -> int:
+        """How many of `length` tokens may be chosen: six standard deviations more than are on average."""
+        mean = self.share * length
+        return min(length, math.ceil(mean + 6 * math.sqrt(mean * (1 - self.share))))
+
     def example(self, rows: Int[Array, "batch length+1"], keys: Key[Array, " batch"]) -> Example:
         """What the model reads, and what was there."""
         return by_row(self._row, rows[:, :-1], keys)
@@ -74,7 +83,12 @@ class Masked(TokenObjective):
             weights=chosen.astype(jnp.float32),
             segments=segments,
             positions=positions,
+            places=self.places(chosen),
         )
+
+    def places(self, chosen: Bool[Array, " length"]) -> Int[Array, " asked"]:
+        """Numbers of the chosen tokens of a row, and as many others as there are fewer than the most."""
+        return jnp.argsort(~chosen, stable=True)[: self.most(len(chosen))]
 
     def hide(
         self, tokens: Int[Array, " length"], key: Key[Array, ""]
@@ -83,6 +97,7 @@ class Masked(TokenObjective):
         whether, how, what = jax.random.split(key, 3)
         ids = self.vocabulary
         chosen = ids.ordinary(tokens) & (jax.random.uniform(whether, tokens.shape) < self.share)
+        chosen = chosen & (jnp.cumsum(chosen) <= self.most(len(tokens)))
         kind = jax.random.uniform(how, tokens.shape)
         another = jax.random.randint(what, tokens.shape, ids.first, ids.end, tokens.dtype)
         read = jnp.where(kind < self.masked, ids.mask, jnp.where(kind < self.masked + self.random, another, tokens))

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.objectives.cross_entropy import asked, by_chunk, surprise
+from experiments.objectives.cross_entropy import about, asked, by_chunk, surprise
 from experiments.objectives.example import Example, Graded, Losses, Sides, by_row
 from experiments.objectives.masked import Masked
 
@@ -64,6 +64,10 @@ class ReplacedTokens:
         """Every token but the last is read, by both models."""
         return self.masking.lengths(length)
 
+    def most(self, length: int) -> int:
+        """How many of `length` tokens the generator may say something in place of."""
+        return self.masking.most(length)
+
     def losses(
         self,
         model: nnx.Module,
@@ -79,7 +83,7 @@ class ReplacedTokens:
         first, second = jax.random.split(dropout)
         hidden, tokens, penalty = self.generated(model.generator, example, keys, dropout=first)
         told, _, further = self.told(model.discriminator, example, tokens, dropout=second)
-        hidden = (hidden * example.weights).sum(axis=1) / jnp.maximum(example.weights.sum(axis=1), 1.0)
+        hidden = hidden.sum(axis=1) / jnp.maximum(example.weights.sum(axis=1), 1.0)
         losses = hidden + self.weight * told.mean(axis=1) + penalty + further
         return losses[:, None], jnp.ones_like(losses)[:, None]
 
@@ -100,7 +104,7 @@ class ReplacedTokens:
     def generated(
         self, generator: nnx.Module, example: Example, keys: Key[Array, " batch"], *, dropout: Key[Array, ""] | None
     ) -> tuple[Float[Array, "batch length"], Int[Array, "batch length"], Float[Array, ""] | float]:
-        """The generator's cross-entropies, rows with its draws where tokens were hidden, and its experts' penalty."""
+        """Cross-entropies of hidden tokens, rows with the generator's draws in their place, its experts' penalty."""
         sides = dict(segments=example.segments, positions=example.positions)
         hidden, penalty = asked(generator, example.tokens, dropout=dropout, **sides)
         # A number for each position, so that neither meshes nor chunks of logits change what is drawn.
@@ -108,8 +112,12 @@ class ReplacedTokens:
             lambda row, key: jax.random.uniform(jax.random.fold_in(key, DRAWS), row.shape), example.tokens, keys
         )
         ask = lambda logits, targets, numbers: (surprise(logits, targets), draw(logits, numbers))  # noqa: E731
-        losses, drawn = by_chunk(generator, hidden, ask, example.targets, numbers)
-        return losses, jnp.where(example.weights > 0, drawn, example.targets), penalty
+        arrays = hidden, example.targets, example.weights, numbers
+        hidden, targets, weights, numbers = about(example, generator.execution.rules, *arrays)
+        losses, drawn = by_chunk(generator, hidden, ask, targets, numbers)
+        said = example.places, jnp.where(weights > 0, drawn, targets)
+        tokens = by_row(lambda row, said: row.at[said[0]].set(said[1], unique_indices=True), example.targets, said)
+        return losses * weights, tokens, penalty
 
     def told(
         self, discriminator: nnx.Module, example: Example, tokens: Int[Array, "batch length"], *,

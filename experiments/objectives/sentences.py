@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.objectives.classification import class_losses
-from experiments.objectives.cross_entropy import asked, cross_entropy
+from experiments.objectives.cross_entropy import about, asked, cross_entropy
 from experiments.objectives.example import Graded, Losses, Sides, by_row
 from experiments.objectives.masked import Masked
 
@@ -36,6 +36,7 @@ class SentenceExample(NamedTuple):
         tokens: what the model reads: `bos`, the first stretch, `eos`, the second, `eos`.
         targets: what was there.
         weights: 1 where tokens are to be predicted, else 0.
+        places: numbers of the positions that need logits.
         types: 0 up to the first `eos`, 1 behind it.
         relation: 0 if the stretches stand as in the text, else 1.
     """
@@ -43,6 +44,7 @@ class SentenceExample(NamedTuple):
     tokens: Int[Array, "batch length"]
     targets: Int[Array, "batch length"]
     weights: Float[Array, "batch length"]
+    places: Int[Array, "batch asked"]
     types: Int[Array, "batch length"]
     relation: Int[Array, "batch 1"]
 
@@ -100,6 +102,10 @@ class SentencePairs:
         """Two stretches and what separates them."""
         return (2 * self.stretch(length) + 3,)
 
+    def most(self, length: int) -> int:
+        """How many of `length` tokens may be hidden."""
+        return self.masking.most(length)
+
     def example(self, rows: Int[Array, "batch length+1"], keys: Key[Array, " batch"]) -> SentenceExample:
         """What the model reads, what was there, and how the stretches stand."""
         return by_row(self._row, rows, keys)
@@ -119,6 +125,7 @@ class SentencePairs:
             tokens=tokens,
             targets=targets,
             weights=chosen.astype(jnp.float32),
+            places=self.masking.places(chosen),
             types=(jnp.arange(len(targets)) > size + 1).astype(jnp.int32),
             relation=coin.astype(jnp.int32)[None],
         )
@@ -139,8 +146,8 @@ class SentencePairs:
         if dropout is None:
             return self.graded(model, rows, keys, dropout=None)[:2]
         example = self.example(rows, keys)
-        hidden, relation, _, penalty = self._told(model, example, dropout)
-        losses = hidden.sum(axis=1) / jnp.maximum(example.weights.sum(axis=1), 1.0) + relation[:, 0] + penalty
+        hidden, weights, relation, _, penalty = self._told(model, example, dropout)
+        losses = hidden.sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0) + relation[:, 0] + penalty
         return losses[:, None], jnp.ones_like(losses)[:, None]
 
     def graded(
@@ -152,14 +159,14 @@ class SentencePairs:
         dropout: Key[Array, ""] | None,
     ) -> Graded:
         """Losses and weights of hidden tokens, and whether each pair was told rightly, all being asked."""
-        example = self.example(rows, keys)
-        hidden, _, right, _ = self._told(model, example, dropout)
-        return hidden, example.weights, right, jnp.ones_like(right)
+        hidden, weights, _, right, _ = self._told(model, self.example(rows, keys), dropout)
+        return hidden, weights, right, jnp.ones_like(right)
 
     def _told(self, model: nnx.Module, example: SentenceExample, dropout: Key[Array, ""] | None):
-        """Losses of hidden tokens and of the question, whether that is told rightly, and the experts' penalty."""
+        """Losses and weights of hidden tokens, loss of the question, whether told rightly, and the experts' penalty."""
         kinds = {"types": example.types} if model.config.embedding.types > 1 else {}
         last, penalty = asked(model, example.tokens, dropout=dropout, **kinds)
-        hidden = cross_entropy(model, last, example.targets) * example.weights
+        rules = model.execution.rules
+        each, targets, weights = about(example, rules, last, example.targets, example.weights)
         relation, right = class_losses(model.classes(last), example.relation, 2)
-        return hidden, relation, right, penalty
+        return cross_entropy(model, each, targets) * weights, weights, relation, right, penalty

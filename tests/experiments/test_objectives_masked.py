@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 from objective_cases import IDS, Encoder, assert_rows_stand_alone, example_of, keys_of, nats, text_rows
+from scipy.stats import binom
 
 from experiments.objectives import Causal, Masked, Vocabulary
+from experiments.objectives.cross_entropy import token_losses
 
 MASKED = Masked(vocabulary=IDS)
 ROWS = text_rows(8, 33)
@@ -80,16 +82,59 @@ def test_other_keys_are_other_masks():
 
 
 def test_losses_are_of_the_chosen_places_alone():
-    model, keys = Encoder(IDS.size), keys_of(8)
+    model, keys, asked = Encoder(IDS.size), keys_of(8), MASKED.most(32)
     losses, weights = jax.jit(lambda model: MASKED.losses(model, ROWS, keys, dropout=None))(model)
     example = example_of(MASKED, ROWS)
     hidden = model(example.tokens, segments=None, positions=None, key=None)
     logits = np.asarray(model.logits(hidden))
-    for place in np.ndindex(*example.weights.shape):
-        expected = nats(logits[place], ROWS[place]) if example.weights[place] else 0.0
-        assert losses[place] == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_array_equal(weights, example.weights)
+    assert losses.shape == weights.shape == (8, asked) != (8, 32)
+    for row in range(8):
+        expected = [nats(logits[row, place], ROWS[row, place]) for place in np.flatnonzero(example.weights[row])]
+        np.testing.assert_allclose(losses[row], np.pad(expected, (0, asked - len(expected))), rtol=1e-5)
+        np.testing.assert_array_equal(weights[row], np.arange(asked) < len(expected))
     assert weights.sum() > 10
+
+
+def test_gradients_are_those_of_logits_everywhere():
+    """Also with logits in chunks, the last of which is shorter."""
+
+    def total(model, ask):
+        return ask(model, ROWS, keys_of(8), dropout=None)[0].sum()
+
+    def everywhere(model, rows, keys, *, dropout):
+        return token_losses(model, MASKED.example(rows, keys)._replace(places=None), dropout=dropout)
+
+    expected = jax.jit(jax.grad(lambda model: total(model, everywhere)))(Encoder(IDS.size))
+    for chunk in (None, 5):
+        found = jax.jit(jax.grad(lambda model: total(model, MASKED.losses)))(Encoder(IDS.size, chunk=chunk))
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+class Three(Masked):
+    """Never asks about more than three tokens."""
+
+    def most(self, length):
+        return 3
+
+
+def test_no_more_than_the_most_are_chosen():
+    """The first ones of those that would be; what comes after stays as it is."""
+    before, after = example_of(MASKED, ROWS), example_of(Three(vocabulary=IDS), ROWS)
+    assert (before.weights.sum(axis=1) > 3).any()
+    for row in range(8):
+        first = np.flatnonzero(before.weights[row])[:3]
+        np.testing.assert_array_equal(np.flatnonzero(after.weights[row]), first)
+        assert set(first) <= set(after.places[row])
+        kept = np.where(np.isin(np.arange(32), first), before.tokens[row], ROWS[row, :-1])
+        np.testing.assert_array_equal(after.tokens[row], kept)
+
+
+@pytest.mark.parametrize(("share", "length"), [(0.15, 64), (0.15, 512), (0.4, 1024)])
+def test_the_most_is_never_reached_by_chance(share, length):
+    asked = replace(MASKED, share=share).most(length)
+    assert asked < 0.72 * length
+    assert binom.sf(asked, length, share) < 1e-7
 
 
 def test_labels_tell_objectives_apart():

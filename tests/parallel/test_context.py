@@ -234,6 +234,8 @@ def test_logits_in_chunks_of_split_rows(placement):
     assert_step_of_one_device("decoder", found)
     with pytest.raises(ValueError, match="logits_chunk 1 cannot be shared equally by the 2 devices"):
         Bench("decoder", "sequence=2", logits_chunk=1)
+    with pytest.raises(ValueError, match="logits_chunk 6 does not divide the row length 32"):
+        Bench("decoder", "sequence=2", logits_chunk=6)
 
 
 @pytest.mark.parametrize("family", [zoo.llama, zoo.bert, zoo.transformer])
