@@ -1,6 +1,5 @@
 """What a run's step would need and take on devices that are not here."""
 
-import math
 from collections import Counter
 from functools import partial
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.objectives import row_keys
-from experiments.placement import Placement
+from experiments.placement import Layout, check_batch
 from experiments.runs import Run
 from experiments.train import Recipe, advancing, initial_state
 from models.execution import Remat
@@ -20,24 +19,18 @@ from parallel.sharding import abstract
 from parallel.topology import Topology
 
 
-def compile_step(run: Run, placement: Placement, topology: Topology) -> Estimate:
+def compile_step(run: Run, layout: Layout, topology: Topology) -> Estimate:
     """Compiles the step of a run, as the trainer would run it, for a topology.
 
     Raises:
         ValueError: a mesh that does not fit the topology, the batch or the architecture; or a topology that cannot be
             compiled for here.
     """
-    mesh = MeshShape.parse(placement.mesh).build(topology.devices())
+    mesh = MeshShape.parse(layout.mesh).build(topology.devices())
     with jax.set_mesh(mesh):
-        execution = placement.execution(run, mesh)
-        rules, parts = execution.rules, placement.accumulate
-        readers = rules.shards("batch", mesh)
-        if run.batch % (parts * readers):
-            enough = math.ceil(run.batch / (parts * readers)) * parts * readers
-            raise ValueError(
-                f"a batch of {run.batch} rows in {parts} part{'s' if parts > 1 else ''} cannot be split over the "
-                f"{readers} shards that read different rows; {enough} rows can"
-            )
+        execution = layout.execution(run, mesh)
+        rules, parts = execution.rules, layout.accumulate
+        check_batch(run.batch, parts * execution.microbatches, mesh, rules)
         key = jax.eval_shape(lambda: jax.random.key(0))
         state = abstract(partial(initial_state, run=run, execution=execution), mesh, rules, key)
 
@@ -50,12 +43,12 @@ def compile_step(run: Run, placement: Placement, topology: Topology) -> Estimate
 
         def lower():
             one = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-            step = advancing(placement.flags, mesh.devices.flat[0].platform)
+            step = advancing(layout.flags, mesh.devices.flat[0].platform)
             return step.lower(state, rows(1, parts), *one, key, recipe=Recipe(run.objective, run.optimizer))
 
     # A fused kernel's backward pass takes five products for the forward pass's two (Dao et al. 2022, appendix B), and
     # remat runs the forward pass again unless it saves the kernel's output.
-    again = placement.remat in (Remat.FULL, Remat.DOTS)
+    again = layout.remat in (Remat.FULL, Remat.DOTS)
     attention = run.cost.attention_flops * run.batch_tokens * (3.5 + again)
     return estimate(
         lower, mesh, topology, parameters=state.model, optimizer=state.optimizer, residuals=saved,

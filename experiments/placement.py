@@ -16,8 +16,8 @@ from parallel.sharding import Rules
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where and how a run is computed. None of it is part of the run's identity.
+class Layout:
+    """Where and how a step is computed. None of it is part of a run's identity.
 
     Attributes:
         mesh: devices along each axis, as in "fsdp=4,tensor=2"; -1 is what is left, and empty all devices on `data`.
@@ -36,12 +36,6 @@ class Placement:
             for four a stage, or as many as there are rows for.
         rounds: how often each goes through all stages, for shorter bubbles.
         flags: bundles of options for the compiler (`parallel.flags`).
-        steps_per_call: most steps in one call of the compiled program; None for about a second of work.
-        checkpoint_seconds: time between checkpoints.
-        checkpoint_steps: fewest steps between checkpoints, in place of a time.
-        checkpoints: how many to keep.
-        patience: seconds without a step after which a process of several gives itself, and so the run, up.
-        tensorboard: also write metrics for TensorBoard (extra `tensorboard`).
     """
 
     mesh: str = ""
@@ -56,12 +50,6 @@ class Placement:
     microbatches: int | None = None
     rounds: int = 1
     flags: tuple[Flags, ...] = ()
-    steps_per_call: int | None = None
-    checkpoint_seconds: float = 30.0
-    checkpoint_steps: int | None = None
-    checkpoints: int = 2
-    patience: float = 1800.0
-    tensorboard: bool = False
 
     def execution(self, run: Run, mesh: Mesh | AbstractMesh, *, platform: str | None = None) -> Execution:
         """How to compute the run's architecture on a mesh; `platform` is that of a mesh without devices."""
@@ -108,6 +96,27 @@ class Placement:
         fits = fits and not any(misfit(kernel, each, *lengths) for each in run.architecture.attentions)
         fits = fits and not any(stack.relative for stack in run.architecture.stacks)
         return kernel if fits and not isinstance(run.objective, Prefixed) else Kernel.BLOCKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement(Layout):
+    """A layout, and how its steps are run and kept.
+
+    Attributes:
+        steps_per_call: most steps in one call of the compiled program; None for about a second of work.
+        checkpoint_seconds: time between checkpoints.
+        checkpoint_steps: fewest steps between checkpoints, in place of a time.
+        checkpoints: how many to keep.
+        patience: seconds without a step after which a process of several gives itself, and so the run, up.
+        tensorboard: also write metrics for TensorBoard (extra `tensorboard`).
+    """
+
+    steps_per_call: int | None = None
+    checkpoint_seconds: float = 30.0
+    checkpoint_steps: int | None = None
+    checkpoints: int = 2
+    patience: float = 1800.0
+    tensorboard: bool = False
 
 
 def check_batch(batch: int, parts: int, mesh: Mesh, rules: Rules) -> None:

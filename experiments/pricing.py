@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.layouts import Layouts
-from experiments.placement import Placement
+from experiments.placement import Layout
 from experiments.runs import Run
 from experiments.show import duration, short
 from parallel.search import Candidate
@@ -27,7 +27,7 @@ class Price:
 
     run: Run
     topology: Topology
-    candidate: Candidate[Placement]
+    candidate: Candidate[Layout]
     fits: bool
 
     @property
@@ -42,14 +42,14 @@ class Price:
 
 
 def prices(
-    runs: Sequence[Run], topology: Topology, placement: Placement, report: Callable[[Run], None] = lambda run: None
+    runs: Sequence[Run], topology: Topology, layout: Layout, report: Callable[[Run], None] = lambda run: None
 ) -> list[Price]:
     """Prices of runs; those that differ only in length or seed share a layout.
 
     Args:
         runs: what would be trained.
         topology: where.
-        placement: what all layouts share.
+        layout: what all layouts share.
         report: told which run is looked at next.
 
     Raises:
@@ -60,7 +60,7 @@ def prices(
         key = (run.architecture, run.batch, run.data, run.objective, run.precision)
         if key not in known:
             report(run)
-            told = Layouts(run, topology, placement).search(compiled=0)
+            told = Layouts(run, topology, layout).search(compiled=0)
             smallest = min(told.candidates, key=lambda each: each.predicted.memory_needed)
             known[key] = (told.best or smallest, told.best is not None)
         candidate, fits = known[key]

@@ -13,13 +13,13 @@ import tyro
 from experiments.commands.options import ModelOptions
 from experiments.objectives.example import Sides
 from experiments.objectives.named import USUAL, Name, named
-from models.execution import Kernel, Precision, Remat
+from experiments.placement import Layout
+from models.execution import Precision, Remat
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.layouts import Layouts
-    from experiments.placement import Placement
     from parallel.estimate import Estimate
     from parallel.search import Candidate, Found
 
@@ -64,22 +64,15 @@ class Command:
     model: ModelOptions = field(default_factory=lambda: ModelOptions(family="llama"))
     objective: tyro.conf.EnumChoicesFromValues[Name] | None = None
     """What is predicted; by default causal for a decoder, masked for an encoder, span-corruption for both."""
-    mesh: str = ""
-    """Devices along each axis, as in "fsdp=64,tensor=2"; by default all on fsdp."""
+    layout: Annotated[Layout, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: Layout(mesh="fsdp=-1", remat=Remat.FULL)
+    )
     length: int = 2048
     """Tokens in a row."""
     vocab: int = 32_000
     """Vocabulary."""
     batch: int | None = None
     """Rows per step, on all chips; one for each chip by default."""
-    accumulate: int = 1
-    """Parts that a batch is computed in, one after another."""
-    remat: Remat = Remat.FULL
-    """What is saved for the backward pass."""
-    kernel: Kernel | None = None
-    """Attention implementation."""
-    logits_chunk: int | None = None
-    """Positions whose logits exist at a time; None for all."""
     precision: Precision = Precision.BFLOAT16
     """Type of activations."""
     search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -95,6 +88,8 @@ class Command:
         """Compiles and prints."""
         import os
 
+        import jax
+
         from parallel.topology import Topology
 
         topology = Topology.parse(self.topology)
@@ -102,13 +97,13 @@ class Command:
             from experiments.launch.environment import restart_for_cpu
 
             restart_for_cpu(devices=topology.chips)
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed: do not wait for an accelerator
+        if "JAX_PLATFORMS" not in os.environ:
+            jax.config.update("jax_platforms", "cpu")  # nothing is computed: do not wait for an accelerator
         from rich.console import Console
 
         from experiments.data.prepare import DataConfig
         from experiments.layouts import Layouts
         from experiments.optimizer import Schedule
-        from experiments.placement import Placement
         from experiments.runs import Run
 
         architecture = self.model.build(self.vocab, self.length)
@@ -117,20 +112,14 @@ class Command:
             objective=named(self.objective or USUAL[Sides.of(architecture)], Ids(vocab=self.vocab)),
             batch=self.batch or topology.chips, steps=1, precision=self.precision,
         )  # fmt: skip
-        placement = Placement(
-            mesh=self.mesh or f"fsdp={topology.chips}", accumulate=self.accumulate, remat=self.remat,
-            kernel=self.kernel, logits_chunk=self.logits_chunk,
-        )  # fmt: skip
-        layouts, console = (
-            Layouts(run, topology, placement),
-            Console(stderr=self.json, width=None if sys.stdout.isatty() else WIDE),
-        )
+        layouts = Layouts(run, topology, self.layout)
+        console = Console(stderr=self.json, width=None if sys.stdout.isatty() else WIDE)
         return self._search(layouts, console) if self.search else self._compile(layouts, console)
 
     def _compile(self, layouts: Layouts, console: Console) -> int:
         """One layout."""
         with console.status(f"compiling for {layouts.topology}"):
-            found = layouts.compile(layouts.placement)
+            found = layouts.compile(layouts.layout)
         if self.json:
             print(json.dumps(found.to_dict(), indent=2))
         else:
@@ -190,10 +179,10 @@ def _print(console, run, found: Estimate) -> None:
     console.print(f"compiled in {found.compile_seconds:.0f} s", highlight=False)
 
 
-def _flags(placement: Placement) -> str:
+def _flags(layout: Layout) -> str:
     """The options that make a layout."""
-    parts = f" --accumulate {placement.accumulate}" if placement.accumulate > 1 else ""
-    return f"--mesh {placement.mesh} --remat {placement.remat.value}{parts}"
+    parts = f" --accumulate {layout.accumulate}" if layout.accumulate > 1 else ""
+    return f"--mesh {layout.mesh} --remat {layout.remat.value}{parts}"
 
 
 def suggestions(layouts: Layouts) -> str:
@@ -234,7 +223,7 @@ def _to_dict(found: Found) -> dict:
     }
 
 
-def _telling(found: Found) -> list[Candidate[Placement]]:
+def _telling(found: Found) -> list[Candidate[Layout]]:
     """Those compiled, and the first with each mesh and each policy."""
     meshes, remats, told = set(), set(), []
     for each in found.candidates:

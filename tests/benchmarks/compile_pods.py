@@ -76,9 +76,7 @@ def main() -> None:
         for pod in options.pods:
             layouts = layouts_of(model, pod)
             chips = layouts.topology.chips
-            by_hand = [
-                replace(layouts.placement, mesh=mesh) for mesh in (f"fsdp={chips}", f"fsdp={chips // 4},tensor=4")
-            ]
+            by_hand = [replace(layouts.layout, mesh=mesh) for mesh in (f"fsdp={chips}", f"fsdp={chips // 4},tensor=4")]
             best = layouts.search(compiled=options.compiled).best
             found = [(best.layout, best.estimate)] if best else []
             found += [(each, (layouts.compile if options.compiled else layouts.predict)(each)) for each in by_hand]

@@ -35,7 +35,10 @@ def test_more_is_saved_the_less_is_computed_again():
     assert full.memory.activations < none.memory.activations
     assert full.compute_seconds > none.compute_seconds
     parted = layouts.predict(Placement(mesh="fsdp=8", remat=Remat.FULL, accumulate=2))
-    assert parted.memory.activations == pytest.approx(full.memory.activations / 2, rel=0.2)  # some is of no row
+    half = Layouts(replace(RUN, batch=RUN.batch // 2), HERE, Placement()).predict(
+        Placement(mesh="fsdp=8", remat=Remat.FULL)
+    )
+    assert parted.memory.activations == half.memory.activations
     with pytest.raises(ValueError, match="3 shards do not divide"):
         Layouts(RUN, Topology.parse("cpu:3"), Placement()).predict(Placement(mesh="fsdp=3"))
 

@@ -67,6 +67,6 @@ def test_a_search_is_no_worse_than_layouts_set_by_hand(name, batch, topology):
     layouts = Layouts(run_of(architecture, length=4096, batch=batch), topology, Placement(remat=Remat.FULL))
     best = layouts.search(compiled=3).best
     by_hand = (f"fsdp={topology.chips}", f"fsdp={topology.chips // 4},tensor=4")
-    found = [layouts.compile(replace(layouts.placement, mesh=mesh)) for mesh in by_hand]
+    found = [layouts.compile(replace(layouts.layout, mesh=mesh)) for mesh in by_hand]
     assert best.compiled.fits
     assert all(best.compiled.step_seconds <= each.step_seconds for each in found if each.fits)
