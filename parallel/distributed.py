@@ -326,12 +326,22 @@ def synchronize(name: str) -> None:
 
 @contextlib.contextmanager
 def lead_first(name: str) -> Iterator[None]:
-    """Within it the lead is first, and the others follow when it is through: they find done what is done once."""
+    """Within it the lead is first, and the others follow when it is through: they find done what is done once.
+
+    Raises:
+        RuntimeError: in the others, where the lead was stopped by an error; with its words.
+    """
     if not is_lead():
-        synchronize(name)
-    yield
-    if is_lead():
-        synchronize(name)
+        if reason := from_lead(None):
+            raise RuntimeError(f"process 0 stopped at {name}: {reason}")
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        from_lead(str(error) or type(error).__name__)
+        raise
+    from_lead(None)
 
 
 def from_lead(value: Any) -> Any:
@@ -382,6 +392,8 @@ def leave(status: int) -> None:
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_lead():  # JAX aborts who finds its coordinator gone, with a dump: those who leave as well go before it
+            time.sleep(1)
         os._exit(status)
 
 

@@ -232,3 +232,13 @@ def test_one_that_dies_ends_the_other_within_a_minute(end, victim):
     assert status != 0
     assert seconds < 60
     assert error.strip(), "it said nothing"
+
+
+@pytest.mark.slow
+def test_what_stops_the_lead_at_its_own_work_the_others_say_too():
+    """In a line each: JAX would abort those who wait for it, with a dump."""
+    ends, _ = run(*[JOIN + "\nwith lead_first('rows'):\n    if is_lead(): raise ValueError('no such file')"] * 2)
+    (_, lead, _), (_, other, _) = ends
+    assert [status for *_, status in ends] == [1, 1]
+    assert lead.splitlines()[-1] == "ValueError: no such file"
+    assert other.splitlines()[-1] == "RuntimeError: process 0 stopped at rows: no such file"
