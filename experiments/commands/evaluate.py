@@ -16,15 +16,15 @@ from experiments.data.sources import Documents
 class Command:
     """Measure a trained model on held-out rows, or on other text.
 
-        scaling evaluate runs/0123456789ab                                  # the rows held out of its training
-        scaling evaluate runs/0123456789ab --data 'speeches/*.txt'          # other text
-        scaling evaluate runs/imported/gpt2 --data speeches.txt.xz --documents line
-        scaling evaluate runs/0123456789ab --bleu                           # a model of pairs: its translations
-
     Printed are the loss in nats per prediction, its exponential (perplexity), and bits per byte, which no tokenizer
     changes; the standard error of each comes from the spread between rows. Where a row ends, so does what the model
     sees: the first tokens of each row have little before them, which makes the loss somewhat higher than with a
     window that slides. --bleu needs the extra `bleu` (the package sacrebleu).
+
+        scaling evaluate runs/0123456789ab                                  # the rows held out of its training
+        scaling evaluate runs/0123456789ab --data 'speeches/*.txt'          # other text
+        scaling evaluate runs/imported/gpt2 --data speeches.txt.xz --documents line
+        scaling evaluate runs/0123456789ab --bleu                           # a model of pairs: its translations
     """
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]

@@ -13,13 +13,13 @@ import tyro
 class Command:
     """Write a trained model as config.json and model.safetensors, which the library transformers loads.
 
-        scaling export runs/0123456789ab exported
-        python -c "import transformers; transformers.AutoModel.from_pretrained('exported')"
-
     The model is that of a run's newest checkpoint, or one that `scaling import` made; parameters go out bit for bit.
     It must be of a family that transformers has, with settings that its config.json can say: gpt2, llama, bert, t5 and
     others, but not the family `decoder`. A SentencePiece tokenizer goes along as tokenizer.model. ELECTRA's two models
     go into the folders `discriminator` and `generator` of OUT.
+
+        scaling export runs/0123456789ab exported
+        python -c "import transformers; transformers.AutoModel.from_pretrained('exported')"
     """
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]

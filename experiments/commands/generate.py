@@ -17,14 +17,14 @@ from experiments.generation.sampling import Sampling
 class Command:
     """Let a trained model go on from a text, or, with an encoder, answer to one.
 
+    FOLDER is that of a run (what `scaling train` printed), of an imported model, or one with config.json and
+    safetensors. Tokens are drawn from what the model says; --temperature 0 takes the likeliest each time, --beams
+    searches for the likeliest text. The same seed draws the same texts.
+
         scaling generate runs/0123456789ab --prompt 'def main('
         scaling generate runs/0123456789ab --prompt 'def main(' --temperature 0.8 --top-p 0.95 --samples 3
         scaling generate runs/imported/t5-small --prompt 'translate English to German: Hello.' --beams 4
         scaling generate downloads/gpt2 --ids --prompt '464 2068 7586'        # without a tokenizer
-
-    FOLDER is that of a run (what `scaling train` printed), of an imported model, or one with config.json and
-    safetensors. Tokens are drawn from what the model says; --temperature 0 takes the likeliest each time, --beams
-    searches for the likeliest text. The same seed draws the same texts.
     """
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]

@@ -13,16 +13,16 @@ import tyro
 class Command:
     """Read a trained model from a folder with config.json and safetensors, and write it as a checkpoint.
 
-        scaling import downloads/gpt2
-        scaling import downloads/all-MiniLM-L6-v2 -o models/minilm
-        scaling generate runs/imported/gpt2 --prompt 'Once upon a time'
-
     The folder is one that the library transformers saves, as model hubs have them: GPT-2, Llama, BERT, RoBERTa, T5,
     BART and more. Every tensor must have its place, and every place its tensor: the first that does not is named.
     Only safetensors are read, one file or several, since other formats can run programs.
 
     What is written: architecture.json, the model as data; a checkpoint, every bit of it verified when read; and the
     tokenizer's files, as they were.
+
+        scaling import downloads/gpt2
+        scaling import downloads/all-MiniLM-L6-v2 -o models/minilm
+        scaling generate runs/imported/gpt2 --prompt 'Once upon a time'
     """
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]

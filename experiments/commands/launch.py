@@ -32,7 +32,9 @@ class _Launcher:
         """
         from experiments.cli import parse
 
-        name, *options = self.command or ("",)
+        if not self.command:
+            raise ValueError(f"give what is to run after --: {' or '.join(TRAINS)}, with options of its own")
+        name, *options = self.command
         if name not in TRAINS:
             near = difflib.get_close_matches(name, TRAINS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {' and '.join(TRAINS)}"
@@ -45,9 +47,9 @@ class _Launcher:
 class LocalCommand(_Launcher):
     """Train one run in several processes on this machine, as on a cluster, with CPU devices.
 
-        scaling launch local --processes 4 --devices 2 -- train --steps 200 --placement.mesh data=4,fsdp=2
-
     Every line of output is preceded by the number of its process. One that fails or is killed ends the others.
+
+        scaling launch local --processes 4 --devices 2 -- train --steps 200 --placement.mesh data=4,fsdp=2
     """
 
     processes: int = 2
@@ -103,10 +105,10 @@ class JoinCommand(_Launcher):
 class SlurmCommand(_Launcher):
     """Submit to Slurm: a run as one job on all its nodes, a sweep as an array whose tasks share its cells.
 
+    Before a job's time is up, or when it is preempted, what it trains is saved and the job queued again.
+
         scaling launch slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 -- train --placement.mesh fsdp=32
         scaling launch slurm --nodes 4 --array 20 --options=--mem=16G -- sweep --budgets 1e12 4e12
-
-    Before a job's time is up, or when it is preempted, what it trains is saved and the job queued again.
     """
 
     nodes: int = 1
@@ -151,14 +153,14 @@ class SlurmCommand(_Launcher):
 
 @dataclass(frozen=True, kw_only=True)
 class TpuCommand(_Launcher):
-    """Ask Google Cloud for TPU machines that run the command as they start, and watch until it has ended.
-
-        scaling launch tpu --project p --zone us-east5-a --accelerator v6e-256 --slices 2 --image IMAGE
-            -- train --placement.mesh replica=2,fsdp=256 -o /mnt/bucket/runs
+    r"""Ask Google Cloud for TPU machines that run the command as they start, and watch until it has ended.
 
     Slices that are taken away are asked for again, and the run goes on from its newest checkpoint, so its folder must
     be one that all machines see, such as a mounted bucket. When the command has ended, the slices are given back.
     The same command again watches again. Needs the extra `gcp`.
+
+        scaling launch tpu --project p --zone us-east5-a --accelerator v6e-256 --slices 2 --image IMAGE \
+            -- train --placement.mesh replica=2,fsdp=256 -o /mnt/bucket/runs
     """
 
     project: str
@@ -201,12 +203,12 @@ class TpuCommand(_Launcher):
 
 @dataclass(frozen=True, kw_only=True)
 class GkeCommand(_Launcher):
-    """Submit a JobSet to a Kubernetes cluster with TPU slices (GKE), through the command `xpk`.
-
-        scaling launch gke --cluster c --project p --zone us-east5-a --accelerator v5p-128 --slices 2 --image IMAGE
-            -- train --placement.mesh replica=2,fsdp=64 -o /mnt/bucket/runs
+    r"""Submit a JobSet to a Kubernetes cluster with TPU slices (GKE), through the command `xpk`.
 
     When a machine is lost, the JobSet is started again and the run goes on from its newest checkpoint.
+
+        scaling launch gke --cluster c --project p --zone us-east5-a --accelerator v5p-128 --slices 2 --image IMAGE \
+            -- train --placement.mesh replica=2,fsdp=64 -o /mnt/bucket/runs
     """
 
     cluster: str

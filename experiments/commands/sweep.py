@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +21,12 @@ from experiments.sweep import RateRule
 class Command:
     """Train an IsoFLOP sweep: several sizes at each of several compute budgets, then fit the law and write a report.
 
+    The same command again trains only what is missing. A failed run is recorded with its reason and stops nothing.
+
         scaling sweep --budgets 1e11 2e11 4e11 --sizes 5                     # on the embedded corpus
         scaling sweep --data.text books.txt --model.family llama --budgets 1e12 1e13 --tokens-per-param 5 80
         scaling sweep ... --dry-run                                          # the runs, and about how long they take
         scaling sweep ... --dry-run --topology v5p:4x4x4                     # what they would cost on 64 chips
-
-    The same command again trains only what is missing. A failed run is recorded with its reason and stops nothing.
     """
 
     budgets: tuple[float, ...]
@@ -175,6 +176,8 @@ class Command:
         from experiments.sweep import isoflop
         from models import ladder
 
+        if not all(0 < budget < math.inf for budget in self.budgets):
+            raise ValueError(f"--budgets {' '.join(f'{each:g}' for each in self.budgets)}: FLOPs are more than 0")
         least, most = self.tokens_per_param
         if not 0 < least < most:
             raise ValueError(f"--tokens-per-param {least:g} {most:g}: give the fewest and the most")

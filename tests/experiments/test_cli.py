@@ -116,6 +116,8 @@ def test_a_budget_too_small_for_the_smallest_model(text, tmp_path, capsys):
     error = fails(capsys, "sweep", "--budgets", "1e5", *common, "--output", str(tmp_path / "runs" / "s"))
     assert "budget 1e+05" in error
     assert "smallest decoder" in error
+    error = fails(capsys, "sweep", "--budgets", "1e9", "-2e9", *common, "--output", str(tmp_path / "runs" / "s"))
+    assert "--budgets 1e+09 -2e+09: FLOPs are more than 0" in error
 
 
 def test_an_output_folder_that_cannot_be_written(text, tmp_path, capsys, monkeypatch):

@@ -137,6 +137,7 @@ def test_processes_end_with_their_launcher():
     ("arguments", "said"),
     [
         (["--", "trian"], "did you mean 'train'?"),
+        ([], "give what is to run after --: train or sweep"),
         (["--", "fit", "runs.csv"], "there are train and sweep"),
         (["--", "sweep", "--budgets", "1e9"], "scaling sweep --workers N"),
         (["--processes", "0", "--", "train"], "both must be at least 1"),
