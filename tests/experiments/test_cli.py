@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, mistakes answered in one line, dry runs that train nothing."""
 
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,15 @@ def test_help_imports_nothing_heavy():
     loaded = shown.splitlines()[-1]
     assert "'experiments.cli'" in loaded
     assert not [name for name in ("jax", "flax", "orbax", "numpy", "tyro") if f"'{name}'" in loaded]
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    code = "import sys; from experiments.cli import main; sys.exit(main(['train', '--help']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
