@@ -128,8 +128,12 @@ def token_losses(model: nnx.Module, example: Example, *, dropout: Key[Array, ""]
 
 
 def about(example: Example, rules: Rules, *arrays: Array) -> list[Array]:
-    """Of arrays of `batch length` what is at the places that need logits."""
-    return [array if example.places is None else taken(array, example.places, rules) for array in arrays]
+    """Of arrays of `batch length` what is at the places that need logits.
+
+    That is everything where devices split the length of rows: each has logits of its own stretch.
+    """
+    every = example.places is None or rules.length
+    return [array if every else taken(array, example.places, rules) for array in arrays]
 
 
 def pair_losses(

@@ -86,9 +86,10 @@ class Masked(TokenObjective):
             places=self.places(chosen),
         )
 
-    def places(self, chosen: Bool[Array, " length"]) -> Int[Array, " asked"]:
-        """Numbers of the chosen tokens of a row, and as many others as there are fewer than the most."""
-        return jnp.argsort(~chosen, stable=True)[: self.most(len(chosen))]
+    def places(self, chosen: Bool[Array, " length"]) -> Int[Array, " asked"] | None:
+        """Numbers of the chosen tokens of a row, and as many others as there are fewer than the most; None for all."""
+        most = self.most(len(chosen))
+        return jnp.argsort(~chosen, stable=True)[:most] if most < len(chosen) else None
 
     def hide(
         self, tokens: Int[Array, " length"], key: Key[Array, ""]

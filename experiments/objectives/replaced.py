@@ -115,8 +115,10 @@ class ReplacedTokens:
         arrays = hidden, example.targets, example.weights, numbers
         hidden, targets, weights, numbers = about(example, generator.execution.rules, *arrays)
         losses, drawn = by_chunk(generator, hidden, ask, targets, numbers)
-        said = example.places, jnp.where(weights > 0, drawn, targets)
-        tokens = by_row(lambda row, said: row.at[said[0]].set(said[1], unique_indices=True), example.targets, said)
+        tokens = jnp.where(weights > 0, drawn, targets)
+        if tokens.shape != example.tokens.shape:  # they are of few places
+            told = example.places, tokens
+            tokens = by_row(lambda row, told: row.at[told[0]].set(told[1], unique_indices=True), example.targets, told)
         return losses * weights, tokens, penalty
 
     def told(

@@ -36,7 +36,7 @@ class SentenceExample(NamedTuple):
         tokens: what the model reads: `bos`, the first stretch, `eos`, the second, `eos`.
         targets: what was there.
         weights: 1 where tokens are to be predicted, else 0.
-        places: numbers of the positions that need logits.
+        places: numbers of the positions that need logits; None for all.
         types: 0 up to the first `eos`, 1 behind it.
         relation: 0 if the stretches stand as in the text, else 1.
     """
@@ -44,7 +44,7 @@ class SentenceExample(NamedTuple):
     tokens: Int[Array, "batch length"]
     targets: Int[Array, "batch length"]
     weights: Float[Array, "batch length"]
-    places: Int[Array, "batch asked"]
+    places: Int[Array, "batch asked"] | None
     types: Int[Array, "batch length"]
     relation: Int[Array, "batch 1"]
 

@@ -96,6 +96,17 @@ def test_draws_follow_the_probabilities():
     assert ends.tolist() == [[0, 4]]
 
 
+def test_short_rows_are_asked_about_whole():
+    """Of so few tokens all might be hidden."""
+    rows = ROWS[:, :7]
+    example = ASK.masking.example(rows, KEYS)
+    assert example.places is None
+    losses, tokens, _ = ASK.generated(Pair().generator, example, KEYS, dropout=None)
+    assert losses.shape == tokens.shape == (8, 6)
+    assert not np.asarray(losses)[np.asarray(example.weights) == 0].any()
+    np.testing.assert_array_equal(np.where(example.weights, 0, tokens), np.where(example.weights, 0, rows[:, :-1]))
+
+
 def test_rows_chunks_and_meshes_draw_the_same():
     def read(pair, rows, keys):
         example = ASK.masking.example(rows, keys)
