@@ -143,7 +143,7 @@ class _Member:
 
     def _relay(self, source: IO[str], to: IO[str]) -> None:
         for line in source:
-            if line.startswith(_CHATTER):
+            if any(words in line for words in _CHATTER):
                 continue
             with _printing:
                 to.write(f"[{self.number}] {line}")
@@ -164,7 +164,8 @@ class _Member:
         self.process.wait()
 
 
-_CHATTER = "[Gloo] Rank "  # printed at every first meeting of some devices, with no way to turn it off
+# Printed at every first meeting of some devices, with no way to turn it off; two such lines may tear each other.
+_CHATTER = ("[Gloo] Rank ", " connected peer ranks ")
 _printing = threading.Lock()
 
 
