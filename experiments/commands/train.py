@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -151,6 +152,10 @@ class Command:
                 evaluation_rows=self.evaluation_rows,
             )
 
+        for name in ("steps", "tokens", "flops", "tokens_per_param"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} is {value:g} and must be more than 0")
         cost, per_step = run(1).cost, run(1).batch_tokens
         lengths = {
             "steps": self.steps,

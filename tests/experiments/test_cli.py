@@ -130,6 +130,13 @@ def test_a_budget_too_small_for_the_smallest_model(text, tmp_path, capsys):
     assert "--budgets 1e+09 -2e+09: FLOPs are more than 0" in error
 
 
+@pytest.mark.parametrize("length", [("--steps", "0"), ("--tokens", "-5"), ("--flops", "inf")])
+def test_a_run_of_no_length(length, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SCALING_RESTARTED_FOR_CPU", "1")
+    common = ["--data.text", str(text), "--data.tokenizer", "bytes", "--data.length", "32", "-o", str(tmp_path)]
+    assert f"{length[0]} is {length[1]} and must be more than 0" in fails(capsys, "train", *common, *length)
+
+
 def test_an_output_folder_that_cannot_be_written(text, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SCALING_RESTARTED_FOR_CPU", "1")
     common = ["--data.text", str(text), "--data.tokenizer", "bytes", "--data.length", "32", "--steps", "3"]
