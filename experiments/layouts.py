@@ -116,16 +116,18 @@ class Layouts:
 
     def _work(self, layout: Layout, sizes: Mapping[str, int]) -> Work:
         """What the step does in numbers, which are those of any mesh with the same axes."""
-        looping = replace(layout, layers=Layers.SCAN)  # what is saved of each layer is then told from the rest
-        execution = looping.execution(self.run, _mesh(sizes), platform=self.topology.platform)
+        execution = layout.execution(self.run, _mesh(sizes), platform=self.topology.platform)
         readers = execution.rules.batch
         mesh = _mesh({name: _TRACED if size > 1 or name in readers else 1 for name, size in sizes.items()})
         if (execution, mesh) not in self._works:
-            saved, everything = (self._saved(each, mesh) for each in (execution, replace(execution, remat=Remat.NONE)))
+            saved, everything = (
+                self._saved(replace(execution, remat=each), mesh) for each in (execution.remat, Remat.NONE)
+            )
             self._works[execution, mesh] = _work(self.run, execution, saved, everything)
         return self._works[execution, mesh]
 
     def _saved(self, execution: Execution, mesh: AbstractMesh) -> list["_Residual"]:
+        execution = replace(execution, layers=Layers.SCAN)  # what is saved of each layer is then told from the rest
         if (execution, mesh) not in self._traces:
             self._traces[execution, mesh] = _residuals(self.run, execution, mesh)
         return self._traces[execution, mesh]
@@ -182,6 +184,7 @@ def _work(run: Run, execution: Execution, saved: list[_Residual], everything: li
         flops=cost.flops_per_token * sum(run.places),
         executed=_executed(run, execution),
         again=int(again),
+        copies=2 * (execution.layers is Layers.SCAN),
     )
 
 

@@ -17,6 +17,9 @@ from parallel.topology import Topology
 PRODUCTS = 0.85
 """Share of the peak at which matrix products run."""
 
+COPIES = 0.36
+"""Share of the memory's bandwidth at which an array is copied, reading and writing counted."""
+
 GRADIENTS = 0.36
 """Share of the gradients of all that a block computes that is there at once."""
 
@@ -105,6 +108,7 @@ class Work:
         flops: products of a row in training, by the count of the architecture.
         executed: products of a row that are computed, what is computed again included.
         again: how often the forward pass runs again for the backward one: 0 or 1.
+        copies: how often what is saved is copied: twice where a loop over blocks keeps it in stacks, into them and out.
     """
 
     weights: tuple[Weight, ...]
@@ -121,6 +125,7 @@ class Work:
     flops: float
     executed: float
     again: int
+    copies: int = 0
 
 
 def predict(work: Work, *, topology: Topology, mesh: Mapping[str, int], rows: int, parts: int = 1) -> Estimate:
@@ -153,9 +158,6 @@ def predict(work: Work, *, topology: Topology, mesh: Mapping[str, int], rows: in
 
 
 def _memory(work: Work, mesh: Mapping[str, int], rows: float, parts: int) -> Memory:
-    def held(arrays: tuple[Split, ...]) -> float:
-        return sum(array.on_chip(mesh) for array in arrays)
-
     parameters = 4 * sum(weight.at_rest(mesh) for weight in work.weights)
     single = [2 * weight.gathered(mesh) for weight in work.weights if weight.layers == 1]
     layer = sum(2 * weight.gathered(mesh) / weight.layers for weight in work.weights if weight.layers > 1)
@@ -163,13 +165,13 @@ def _memory(work: Work, mesh: Mapping[str, int], rows: float, parts: int) -> Mem
     # gradients in 32, and the largest once more as it is exchanged.
     head = rows * work.logits.on_chip(mesh) + 3 * sum(single) + max(single, default=0.0)
     # While a block runs: its weights, those of the next one or its gradients, what is made again, and gradients.
-    whole, saved = rows * held(work.block), rows * held(work.saved_block)
+    whole, saved = rows * _on_chip(work.block, mesh), rows * _on_chip(work.saved_block, mesh)
     block = 2 * layer + max(0.0, whole - saved) + GRADIENTS * whole
     return Memory(
         parameters=parameters,
         optimizer=work.moments * parameters,
         gradients=parameters * (2 if parts > 1 else 1),
-        activations=rows * held(work.saved) + held(work.kept),
+        activations=rows * _on_chip(work.saved, mesh) + _on_chip(work.kept, mesh),
         temporaries=max(head, block),
         other=PROGRAM,
     )
@@ -210,5 +212,11 @@ def _compute_seconds(work: Work, topology: Topology, mesh: Mapping[str, int], ro
     resting = 4 * sum(weight.at_rest(mesh) for weight in work.weights)
     gathered = 2 * sum(weight.gathered(mesh) for weight in work.weights)
     weights = (4 + 2 * work.moments) * resting + parts * passes * gathered
-    activations = passes * rows * sum(array.on_chip(mesh) for array in work.body)
-    return products + (weights + activations) / chip.memory_bandwidth
+    activations = passes * rows * _on_chip(work.body, mesh)
+    copied = 2 * work.copies * (rows * _on_chip(work.saved, mesh) + parts * _on_chip(work.kept, mesh))
+    return products + (weights + activations + copied / COPIES) / chip.memory_bandwidth
+
+
+def _on_chip(arrays: tuple[Split, ...], mesh: Mapping[str, int]) -> float:
+    """Bytes on one device."""
+    return sum(array.on_chip(mesh) for array in arrays)

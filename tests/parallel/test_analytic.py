@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from parallel.analytic import Split, Weight, Work, predict
+from parallel.analytic import COPIES, Split, Weight, Work, predict
 from parallel.topology import Topology
 
 POD, FLAT, ROW = Topology.parse("v5p:4x4x4"), Topology.parse("v5e:4x4"), ("data", "fsdp")
@@ -75,6 +75,12 @@ def test_time_is_no_less_than_products_at_the_peak_and_bytes_over_the_links():
     least = sent["all-reduce", ("tensor",)].bytes / along + sent["all-gather", ("fsdp",)].bytes / (2 * along)
     assert found.network_seconds > least
     assert found.mfu == pytest.approx(3e12 * 64 / (64 * POD.chip.bf16_flops) / found.step_seconds)
+
+
+def test_what_loops_keep_in_stacks_is_written_and_read_twice_more():
+    stacked = told(work=replace(WORK, kept=(Split(1e6),), copies=2), fsdp=64, parts=2)
+    more = stacked.compute_seconds - told(work=replace(WORK, kept=(Split(1e6),)), fsdp=64, parts=2).compute_seconds
+    assert more == pytest.approx(2 * 2 * (1e6 + 2 * 1e6) / (COPIES * POD.chip.memory_bandwidth))
 
 
 def test_a_mesh_that_does_not_divide_a_parameter_is_told():
