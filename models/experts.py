@@ -17,7 +17,7 @@ from models.execution import Dispatch, Execution
 from models.feedforward import MLP, Form
 from models.identity import ADDED
 from models.layers import RESIDUAL, Role, parameter, use
-from parallel.dispatch import everywhere, in_buffers, in_order, seats
+from parallel.dispatch import Sent, everywhere, in_buffers, in_order, seats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,36 +150,37 @@ class MixtureOfExperts(nnx.Module):
         """Through the experts: each device with the tokens, the experts and the hidden units that it holds."""
         config, run, spec = self.config, self.execution, self.execution.rules.spec
         places = None if self.dispatch is Dispatch.BUFFERS else "length"  # seats are of whole rows
-        common = dict(groups=config.count, axes=run.rules.axes("expert"))
+        axes = run.rules.axes("expert")
 
         def local(x, picked, weights, taken, kernels):
             mlp = partial(self._mlp, kernels)
+            sent = Sent(rows=x, picked=picked, weights=weights, groups=config.count, axes=axes)
             if self.dispatch is Dispatch.BUFFERS:
                 compute = partial(mlp, partial(jnp.einsum, "becd,edh->bech"), partial(jnp.einsum, "bech,ehd->becd"))
-                y = in_buffers(x, picked, weights, taken, compute, capacity=config.seats(x.shape[1]), **common)
+                y = in_buffers(sent, compute, taken=taken, capacity=config.seats(x.shape[1]))
             elif self.dispatch is Dispatch.RAGGED:
 
                 def compute(runs, lengths):
                     product = partial(jax.lax.ragged_dot, group_sizes=lengths)
                     return mlp(product, product, runs)
 
-                y = in_order(x, picked, weights, compute, **common)
+                y = in_order(sent, compute)
             else:
 
                 def compute(x, spread):
                     down = lambda hidden, down: jnp.einsum("bleh,ehd->bld", hidden * spread[..., None], down)  # noqa: E731
                     return mlp(partial(jnp.einsum, "bld,edh->bleh"), down, x)
 
-                y = everywhere(x, picked, weights, compute, **common)
+                y = everywhere(sent, compute)
             return jax.lax.psum(y, run.rules.axes("hidden"))
 
         tokens, choices = spec("batch", places, "embed"), spec("batch", places, None)
         into, out = spec("expert", "embed", "hidden"), spec("expert", "hidden", "embed")
-        sent = [reshard(x, tokens), reshard(picked, choices), reshard(weights, choices)]
-        sent.append(taken if self.dispatch is Dispatch.BUFFERS else None)
+        arrays = [reshard(x, tokens), reshard(picked, choices), reshard(weights, choices)]
+        arrays.append(taken if self.dispatch is Dispatch.BUFFERS else None)
         kernels = (use(self.up, run), None if self.gate is None else use(self.gate, run), use(self.down, run))
         specs = (tokens, choices, choices, choices, (into, into, out))
-        y = jax.shard_map(local, in_specs=specs, out_specs=tokens)(*sent, kernels)
+        y = jax.shard_map(local, in_specs=specs, out_specs=tokens)(*arrays, kernels)
         return reshard(y, spec(*RESIDUAL))
 
     def _mlp(self, kernels, into: Callable, out: Callable, rows: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from parallel.dispatch import everywhere, in_buffers, in_order, seats
+from parallel.dispatch import Sent, everywhere, in_buffers, in_order, seats
 from parallel.mesh import device_mesh
 
 GROUPS, CAPACITY = 4, 3
@@ -32,9 +32,13 @@ def test_seats_are_taken_in_order():
     np.testing.assert_array_equal(seats(jnp.asarray(PICKED), GROUPS), taken())
 
 
+def sent(rows, picked, weights):
+    return Sent(rows=rows, picked=picked, weights=weights, groups=GROUPS, axes=("expert",))
+
+
 def buffers(rows, picked, weights, taken, factors):
     compute = lambda rows: rows * factors[None, :, None, None]  # noqa: E731
-    return in_buffers(rows, picked, weights, taken, compute, capacity=CAPACITY, groups=GROUPS, axes=("expert",))
+    return in_buffers(sent(rows, picked, weights), compute, taken=taken, capacity=CAPACITY)
 
 
 def order(rows, picked, weights, taken, factors):
@@ -43,12 +47,12 @@ def order(rows, picked, weights, taken, factors):
         group = jnp.sum(jnp.arange(len(rows))[:, None] >= ends[None, :], axis=1)
         return rows * factors.at[group].get(mode="fill", fill_value=jnp.nan)[:, None]  # of no group: nobody's word
 
-    return in_order(rows, picked, weights, compute, groups=GROUPS, axes=("expert",))
+    return in_order(sent(rows, picked, weights), compute)
 
 
 def all_of_them(rows, picked, weights, taken, factors):
     compute = lambda rows, spread: jnp.einsum("bld,ble,e->bld", rows, spread, factors)  # noqa: E731
-    return everywhere(rows, picked, weights, compute, groups=GROUPS, axes=("expert",))
+    return everywhere(sent(rows, picked, weights), compute)
 
 
 @pytest.mark.parametrize("way", [buffers, order, all_of_them])
@@ -60,9 +64,9 @@ def test_what_groups_elsewhere_make_comes_back(way):
         by_row, spread = PartitionSpec(("data", "expert")), PartitionSpec("expert")
         local = jax.shard_map(way, in_specs=(by_row, by_row, by_row, by_row, spread), out_specs=by_row)
         place = partial(jax.device_put, device=NamedSharding(mesh, by_row))
-        sent = [place(array) for array in (ROWS, PICKED, WEIGHTS, taken())]
+        arrays = [place(array) for array in (ROWS, PICKED, WEIGHTS, taken())]
         groups = jax.device_put(FACTORS, NamedSharding(mesh, spread))
-        total = lambda *sent: ((y := local(*sent)).sum(), y)  # noqa: E731
-        (_, found), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(*sent, groups)
+        total = lambda *arrays: ((y := local(*arrays)).sum(), y)  # noqa: E731
+        (_, found), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(*arrays, groups)
     np.testing.assert_allclose(found, factors * ROWS, rtol=0, atol=1e-5)
     np.testing.assert_allclose(gradient, np.broadcast_to(factors, ROWS.shape), rtol=0, atol=1e-5)
