@@ -80,6 +80,14 @@ ATTENTIONS = {
 }
 
 
+def same_on_one_device(name, text, context):
+    config, asked = ATTENTIONS[name]
+    found, _ = attention(text, config, context, **asked)
+    expected, _ = attention("data=1", config, context, **asked)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max())
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -91,11 +99,7 @@ ATTENTIONS = {
     ],
 )
 def test_the_ring_is_attention(name, text):
-    config, asked = ATTENTIONS[name]
-    found, _ = attention(text, config, Context.RING, **asked)
-    expected, _ = attention("data=1", config, Context.RING, **asked)
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max())
+    same_on_one_device(name, text, Context.RING)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +110,7 @@ def test_the_ring_is_attention(name, text):
     ],
 )
 def test_heads_exchanged_for_length_is_attention(name, text):
-    config, asked = ATTENTIONS[name]
-    found, _ = attention(text, config, Context.ULYSSES, **asked)
-    expected, _ = attention("data=1", config, Context.ULYSSES, **asked)
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max())
+    same_on_one_device(name, text, Context.ULYSSES)
 
 
 def exchanges(text, config, context):
