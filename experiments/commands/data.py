@@ -10,20 +10,22 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.commands.options import TextOptions, prepare_with_progress
+from experiments.commands.options import SOURCES, TextOptions, prepare_with_progress
 from experiments.data.prepared import Metadata, Prepared, load
 
 
 @dataclass(frozen=True)
 class Command(TextOptions):
-    """Turn text, labelled text, pairs or images into rows to train on, once; or show what a folder of rows holds.
+    """Turn text, sequences, labelled text, pairs or images into rows to train on, once; or show what rows there are.
 
-    Say where the data come from with one of --embedded, --text, --tfds, --labelled, --pairs, --images and
-    --captioned:
+    Say where the data come from with one of --embedded, --text, --sequences, --tfds, --labelled, --pairs, --images
+    and --captioned:
 
         scaling data --embedded
         scaling data --text 'books/*.txt' --vocab 1024 --length 256 -o prepared
         scaling data --text speeches.txt.xz --documents line
+        scaling data --sequences chorales.json
+        scaling data --sequences proteins.jsonl.gz --field seq
         scaling data --tfds wiki40b/en --field text --data-dir ~/tensorflow_datasets
         scaling data --pairs en_es.tsv.xz --columns 1 2 --length 64
         scaling data --labelled reviews.jsonl --columns review stars
@@ -49,15 +51,13 @@ class Command(TextOptions):
     def __call__(self) -> int:
         """Prepares, or opens, and prints."""
         console = Console()
-        named = sum(
-            map(bool, (self.embedded, self.text, self.tfds, self.labelled, self.pairs, self.images, self.captioned))
-        )
+        named = len(self.named) + self.embedded
         if self.folder and named:
             raise ValueError(f"give a folder to show ({self.folder}) or a source to prepare, not both")
         if not self.folder and named != 1:
             raise ValueError(
-                "say where the data come from with one of --embedded, --text, --tfds, --labelled, --pairs, "
-                f"--images and --captioned, not {named} of them"
+                f"say where the data come from with one of --embedded, --{', --'.join(SOURCES[:-1])} and "
+                f"--{SOURCES[-1]}, not {named} of them"
             )
         prepared = load(self.folder) if self.folder else prepare_with_progress(self.config(), self.output, console)
         _show(console, prepared, self.samples)

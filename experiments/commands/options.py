@@ -14,6 +14,7 @@ from experiments.data.examples import AnyExamples, CaptionedImages, LabelledImag
 from experiments.data.images import AnyImages, ImageArrays, ImageFolders, ImageTfds
 from experiments.data.prepare import DataConfig, prepare
 from experiments.data.prepared import Layout, Prepared
+from experiments.data.sequences import Sequences
 from experiments.data.sources import Documents, Embedded, TextFiles, Tfds
 from experiments.data.tables import AnyTable, TableFiles, TfdsTable
 from experiments.data.tokenizer import Kind, TokenizerConfig
@@ -35,6 +36,9 @@ from models.layers import Norm, NormForm
 from models.positions import Positions
 from models.transformer import AnyArchitecture
 
+SOURCES = ("text", "sequences", "tfds", "labelled", "pairs", "images", "captioned")
+"""The options that say where data come from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
@@ -42,6 +46,9 @@ class TextOptions:
 
     text: tuple[str, ...] = ()
     """UTF-8 files (plain, .gz, .xz) or quoted patterns to read."""
+    sequences: tuple[str, ...] = ()
+    """Or sequences of symbols, as of music or proteins: .json or .jsonl files of lists of numbers or words, or of
+    strings; --data.field names the key where they stand in objects."""
     documents: tyro.conf.EnumChoicesFromValues[Documents] = Documents.AUTO
     """What one document is in text files: auto is each file, or each paragraph of a single file."""
     tfds: str = ""
@@ -59,11 +66,12 @@ class TextOptions:
     split: str = "train"
     """The dataset's split, or a slice of it such as 'train[:10%]'; rows are held out of it too."""
     field: str = "text"
-    """The dataset's field that holds text."""
+    """Field of the dataset, or key of objects, that holds the text or sequence."""
     data_dir: str = ""
     """Folder with prepared TFDS datasets, if not TFDS' own default."""
-    tokenizer: tyro.conf.EnumChoicesFromValues[Kind] = Kind.BPE
-    """bpe and unigram are trained on the text, bytes needs no training, file is an existing model."""
+    tokenizer: tyro.conf.EnumChoicesFromValues[Kind] | None = None
+    """bpe and unigram are trained on the text, bytes needs no training, file is an existing model; characters and words
+    are tokens themselves. By default bpe, and of sequences whichever of the last two suits them."""
     vocab: int = 1024
     """Vocabulary to train, 256 bytes included."""
     tokenizer_model: str = ""
@@ -77,6 +85,11 @@ class TextOptions:
     data_seed: int = 0
     """Decides which documents are held out and their order."""
 
+    @property
+    def named(self) -> list[str]:
+        """The options that name where data come from."""
+        return [name for name in SOURCES if getattr(self, name)]
+
     def config(self) -> DataConfig | AnyExamples:
         """The data configuration; the embedded corpus where nothing is named.
 
@@ -84,14 +97,15 @@ class TextOptions:
             ValueError: if more than one source is named.
             FileNotFoundError: for images that are not there.
         """
-        named = [name for name in ("text", "tfds", "labelled", "pairs", "images", "captioned") if getattr(self, name)]
-        if len(named) > 1:
-            raise ValueError(f"data come from one place: give one of --{' and --'.join(named)}")
+        if len(self.named) > 1:
+            raise ValueError(f"data come from one place: give one of --{' and --'.join(self.named)}")
         shares = dict(held_out=self.held_out, seed=self.data_seed)
         if self.images:
             source = _images(self.images, self.split, self.columns, self.data_dir)
             return LabelledImages(source=source, shape=source.shape(), **shares)
-        tokenizer = TokenizerConfig(kind=self.tokenizer, vocab=self.vocab, path=self.tokenizer_model, extra=self.extra)
+        sequences = Sequences(self.sequences, self.field) if self.sequences else None
+        kind = self.tokenizer or (sequences.suited if sequences else Kind.BPE)
+        tokenizer = TokenizerConfig(kind=kind, vocab=self.vocab, path=self.tokenizer_model, extra=self.extra)
         if self.captioned:
             source = _images(self.captioned, self.split, self.columns, self.data_dir)
             sizes = dict(shape=source.shape(), targets=self.length)
@@ -102,7 +116,7 @@ class TextOptions:
         if self.pairs:
             source, sides = _table(self.pairs, self.split, self.columns, self.data_dir), self.length
             return TextPairs(source=source, tokenizer=tokenizer, inputs=sides, targets=sides, **shares)
-        source = TextFiles(self.text, self.documents) if self.text else Embedded()
+        source = sequences or (TextFiles(self.text, self.documents) if self.text else Embedded())
         source = Tfds(self.tfds, self.split, self.field, self.data_dir) if self.tfds else source
         return DataConfig(source=source, tokenizer=tokenizer, length=self.length, **shares)
 

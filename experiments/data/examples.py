@@ -339,7 +339,8 @@ def _tokenizer(
                 yield from ((text, decided.digest + bytes([number])) for number, text in enumerate(texts))
 
     progress("training the tokenizer", 0.0)
-    tokenizer = make_tokenizer(config.tokenizer, lambda: sample(training(), config.tokenizer.sample_bytes))
+    every = lambda: (text for _, texts in examples for text in texts)  # noqa: E731
+    tokenizer = make_tokenizer(config.tokenizer, every, lambda: sample(training(), config.tokenizer.sample_bytes))
     tokenizer.save(folder / "tokenizer.model")
     return tokenizer
 

@@ -31,9 +31,11 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
+from experiments.data import pieces
 from experiments.data import tokenizer as tokenizers
 from experiments.data.prepared import Metadata, Prepared, SplitCounts, load
-from experiments.data.sources import AnySource, Contents, Embedded, Hasher, Source, TextSource
+from experiments.data.sequences import Sequences
+from experiments.data.sources import Contents, Embedded, Hasher, Source, TextFiles, TextSource, Tfds
 from experiments.data.tokenizer import Tokenizer, TokenizerConfig
 
 _FORMAT = 1  # raise it when the same configuration would give other rows
@@ -41,6 +43,9 @@ _CHARACTERS = 1 << 20  # of text tokenised at once
 _TOKENS = 1 << 22  # of rows written at once
 _SAMPLE = 1 << 14  # characters taken together when sampling text for the tokenizer
 _RACY_NS = 2_000_000_000  # a file younger than this may change again without its times changing
+
+AnySource = Embedded | TextFiles | Sequences | Tfds
+"""Every kind of source of text."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share done of it, from 0 to 1."""
@@ -234,7 +239,8 @@ def fate(data: bytes, config: Preparable) -> Fate:
 def _make(config: DataConfig, contents: Contents, folder: Path, progress: Progress) -> dict[str, Any]:
     """Fills `folder`."""
     progress("training the tokenizer", 0.0)
-    tokenizer = make_tokenizer(config.tokenizer, lambda: _sample(config))
+    texts = lambda: (document.text for document in config.source.documents())  # noqa: E731
+    tokenizer = make_tokenizer(config.tokenizer, texts, lambda: _sample(config))
     tokenizer.save(folder / "tokenizer.model")
     spool = folder / "spool"
     with open(spool, "wb") as file:
@@ -258,14 +264,24 @@ def _dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
     return np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32
 
 
-def make_tokenizer(config: TokenizerConfig, sample: Callable[[], list[str]]) -> Tokenizer:
-    """The tokenizer of a configuration; `sample` is asked for text where there is one to train."""
-    if config.kind is tokenizers.Kind.BYTES:
+def make_tokenizer(
+    config: TokenizerConfig, texts: Callable[[], Iterable[str]], sample: Callable[[], list[str]]
+) -> Tokenizer:
+    """The tokenizer of a configuration.
+
+    Args:
+        config: which one.
+        texts: asked for all texts, held-out ones too, where the vocabulary is what they are made of.
+        sample: asked for training text where there is a tokenizer to train.
+    """
+    if config.kind.symbols:
+        tokenizer = tokenizers.SymbolTokenizer.of(config.kind, texts())
+    elif config.kind is tokenizers.Kind.BYTES:
         tokenizer = tokenizers.ByteTokenizer()
     elif config.kind is tokenizers.Kind.FILE:
         tokenizer = tokenizers.load(config.path)
     else:
-        tokenizer = tokenizers.train(sample(), kind=config.kind, vocab=config.vocab)
+        tokenizer = pieces.train(sample(), kind=config.kind, vocab=config.vocab)
     return tokenizer.reserve(config.extra) if config.extra else tokenizer
 
 

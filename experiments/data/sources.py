@@ -1,7 +1,8 @@
 """Where data comes from. A source is a frozen dataclass that names files and yields what they hold in a fixed order.
 
-Here are the sources of text; `tables` and `images` have those of labelled text, pairs and images. A new source of text
-is one new subclass of `TextSource` (say which files are read, and read them) and one more name in `AnySource`.
+Here are the sources of text; `sequences` has that of symbols, `tables` and `images` have those of labelled text, pairs
+and images. A new source of text is one new subclass of `TextSource` (say which files are read, and read them) and one
+more name in `prepare.AnySource`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from experiments.data import tfds
 
@@ -244,6 +247,28 @@ def decode(data: bytes, path: Path | str, offset: int = 0) -> str:
         ) from error
 
 
+def spelled(sequence: Any, where: str) -> str:
+    """A sequence as text.
+
+    Raises:
+        ValueError: if it is none; `where` says which.
+    """
+    if isinstance(sequence, str):
+        return sequence
+    if not isinstance(sequence, list):
+        raise ValueError(f"{where} is no sequence but {type(sequence).__name__}")
+    if sequence and all(isinstance(part, list) for part in sequence):
+        if len(lengths := {len(part) for part in sequence}) > 1:
+            raise ValueError(f"{where}: parts that sound together are of one length, and these of {sorted(lengths)}")
+        sequence = [symbol for step in zip(*sequence, strict=True) for symbol in step]
+    for symbol in sequence:
+        if isinstance(symbol, bool) or not isinstance(symbol, str | int | float):
+            raise ValueError(f"{where}: a symbol is a number or a word, not {type(symbol).__name__}")
+        if isinstance(symbol, str) and (not symbol or any(character.isspace() for character in symbol)):
+            raise ValueError(f"{where}: symbol {symbol!r} is empty or has a space in it")
+    return "".join(f"{symbol} " for symbol in sequence)
+
+
 def _whole(name: str, path: Path, file: BinaryIO) -> Iterator[Document]:
     yield Document(name, decode(file.read(), path))
 
@@ -283,7 +308,10 @@ def nearest_file(path: str | os.PathLike[str]) -> str:
 
 @dataclass(frozen=True)
 class Tfds(TextSource):
-    """A field of a TensorFlow Datasets dataset, read as a random-access source (ArrayRecord) without TensorFlow."""
+    """A field of a TensorFlow Datasets dataset, read as a random-access source (ArrayRecord) without TensorFlow.
+
+    The field holds text, or numbers: a sequence of symbols, or steps of several at a time.
+    """
 
     name: str
     """Dataset, with config and version where wanted: 'wiki40b/en:1.3.0'."""
@@ -304,8 +332,7 @@ class Tfds(TextSource):
     def read(self) -> Iterator[Document]:
         """One document an example, in the order of the data source."""
         for name, (value,) in tfds.examples(self.name, self.split, (self.field,), self.data_dir):
-            yield Document(name, tfds.text(value, self.field, self.name))
-
-
-AnySource = Embedded | TextFiles | Tfds
-"""Every kind of source of text, for the command line."""
+            if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+                yield Document(name, spelled(value.reshape(-1).tolist(), name))
+            else:
+                yield Document(name, tfds.text(value, self.field, self.name))

@@ -1,24 +1,20 @@
-"""Text to tokens and back, exactly: `decode(encode(text)) == text` for every Unicode text.
+"""Text to tokens and back, exactly: `decode(encode(text)) == text`, of pieces and bytes for every Unicode text.
 
 Every token stands for a fixed string of bytes (none for the specials), so a document's tokens name exactly as many
 bytes as its UTF-8 form has, and bits per byte compares models across tokenizers.
-
-BPE is the default, by measurement on the embedded corpus (11.8 MB, 30 of its files held out, one thread): at 1024
-pieces it gives 2.29 held-out bytes per token after 0.8 s of training on 2 MB, the unigram model 2.17 after 11 s (at
-512: 1.81 after 0.5 s against 1.74 after 20 s). Letting pieces contain a line's end gains another 4 % at 1024.
 """
 
 from __future__ import annotations
 
 import abc
+import difflib
 import enum
 import functools
 import hashlib
-import io
+import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +24,9 @@ from jaxtyping import Int32
 
 from models.identity import ADDED
 
-_BYTES = 256
-_SPECIALS = 4  # pad, bos, eos, unk
+BYTES = 256
+SPECIALS = 4  # pad, bos, eos, unk
+_SYMBOLS = 1 << 16  # the largest alphabet: beyond it documents are text
 _RESERVED = "<reserved_"  # how reserved ids are called in a SentencePiece model, a number and ">" behind it
 _SPACE = "\u2581"  # how SentencePiece writes a space inside pieces
 # Models of other makers often normalise, or add a space in front: bytes that the text does not have. Protocol buffers
@@ -37,7 +34,6 @@ _SPACE = "\u2581"  # how SentencePiece writes a space inside pieces
 # remove_extra_whitespaces: false}` overrules what a model says (field numbers of sentencepiece_model.proto).
 _NO_NORMALISATION = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
 _CONTROL = b"\x18\x03"  # `type: CONTROL` of a piece of the same file's ModelProto
-_BOUNDARY = "\t"  # the trainer never learns a piece across a tab
 _PART = 1 << 16  # characters encoded at once: BPE is slower than linear in the length of its input
 
 
@@ -52,6 +48,15 @@ class Kind(enum.Enum):
     """UTF-8 bytes; nothing to train, 260 tokens."""
     FILE = "file"
     """An existing SentencePiece model, named by `path`."""
+    CHARACTERS = "characters"
+    """A token for every character that the documents have: proteins, moves; other text cannot be read."""
+    WORDS = "words"
+    """A token for every word that the documents have, with the space behind it: notes, states of a game."""
+
+    @property
+    def symbols(self) -> bool:
+        """Whether the vocabulary is what the documents are made of."""
+        return self in (Kind.CHARACTERS, Kind.WORDS)
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,9 @@ class TokenizerConfig:
     """Ids reserved behind the vocabulary for objectives: a mask, sentinels. They stand for no text."""
 
     def __post_init__(self) -> None:
-        least = _BYTES + _SPECIALS + 20
+        least = BYTES + SPECIALS + 20
         if self.trained and self.vocab < least:
-            raise ValueError(
-                f"a vocabulary of {self.vocab} is too small: the bytes take {_BYTES}; give {least} or more"
-            )
+            raise ValueError(f"a vocabulary of {self.vocab} is too small: the bytes take {BYTES}; give {least} or more")
         if self.trained and self.sample_bytes < 1:
             raise ValueError(f"sample_bytes must be positive, not {self.sample_bytes}")
         if self.extra < 0:
@@ -98,7 +101,7 @@ class TokenizerConfig:
     def identity(self) -> dict[str, Any]:
         """What decides the tokens, apart from the documents: settings and library version, or the model's hash."""
         reserved = {"extra": self.extra} if self.extra else {}
-        if self.kind is Kind.BYTES:
+        if self.kind is Kind.BYTES or self.kind.symbols:
             return {"kind": self.kind.value} | reserved
         if self.kind is Kind.FILE:
             return {"kind": self.kind.value, "sha256": load(self.path).sha256} | reserved
@@ -174,12 +177,12 @@ class ByteTokenizer(Tokenizer):
         extra: ids reserved behind the bytes.
     """
 
-    pad, bos, eos, unk = range(_SPECIALS)
+    pad, bos, eos, unk = range(SPECIALS)
 
     def __init__(self, extra: int = 0) -> None:
         self.extra = extra
         self.model = b"bytes %d\n" % extra if extra else b"bytes\n"
-        self.pieces = (b"",) * _SPECIALS + tuple(bytes([byte]) for byte in range(_BYTES)) + (b"",) * extra
+        self.pieces = (b"",) * SPECIALS + tuple(bytes([byte]) for byte in range(BYTES)) + (b"",) * extra
 
     def reserve(self, extra: int) -> ByteTokenizer:
         """Bytes with so many more reserved ids."""
@@ -187,7 +190,63 @@ class ByteTokenizer(Tokenizer):
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
-        return [[byte + _SPECIALS for byte in text.encode()] for text in texts]
+        return [[byte + SPECIALS for byte in text.encode()] for text in texts]
+
+
+class SymbolTokenizer(Tokenizer):
+    """A token for each symbol of an alphabet: characters, or words with the space behind each.
+
+    Args:
+        kind: CHARACTERS or WORDS.
+        alphabet: the symbols, in the order of their ids; words without the space.
+        extra: ids reserved behind them.
+
+    Raises:
+        ValueError: for an alphabet that is empty or too large for one.
+    """
+
+    pad, bos, eos, unk = range(SPECIALS)
+
+    def __init__(self, kind: Kind, alphabet: Sequence[str], extra: int = 0) -> None:
+        if not 0 < len(alphabet) <= _SYMBOLS:
+            what = "are no" if not alphabet else f"have {len(alphabet):,} different"
+            raise ValueError(f"the documents {what} {kind.value}, and an alphabet is of 1 to {_SYMBOLS:,}; use bpe")
+        self.kind, self.alphabet, self.extra = kind, tuple(alphabet), extra
+        stored = {"kind": kind.value, "alphabet": self.alphabet, "extra": extra}
+        self.model = json.dumps(stored, ensure_ascii=False).encode() + b"\n"
+        self.pieces = (b"",) * SPECIALS + tuple(map(self._piece, self.alphabet)) + (b"",) * extra
+        self._ids = {symbol: number for number, symbol in enumerate(self.alphabet, start=SPECIALS)}
+
+    @classmethod
+    def of(cls, kind: Kind, texts: Iterable[str]) -> SymbolTokenizer:
+        """The tokenizer of all symbols in the texts, sorted."""
+        return cls(kind, sorted(set().union(*(symbols_of(kind, text) for text in texts))))
+
+    def reserve(self, extra: int) -> SymbolTokenizer:
+        """The same alphabet with so many more reserved ids."""
+        return SymbolTokenizer(self.kind, self.alphabet, self.extra + extra)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text.
+
+        Raises:
+            ValueError: for a symbol that is not in the alphabet.
+        """
+        try:
+            return [[self._ids[symbol] for symbol in symbols_of(self.kind, text)] for text in texts]
+        except KeyError as error:
+            symbol = error.args[0]
+            near = difflib.get_close_matches(symbol, self.alphabet, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it begins with {' '.join(self.alphabet[:12])}"
+            raise ValueError(f"{symbol!r} is none of the alphabet's {len(self.alphabet)} symbols; {hint}") from None
+
+    def _piece(self, symbol: str) -> bytes:
+        return symbol.encode() + (b" " if self.kind is Kind.WORDS else b"")
+
+
+def symbols_of(kind: Kind, text: str) -> Sequence[str]:
+    """What a text is made of: its characters, or its words."""
+    return text.split() if kind is Kind.WORDS else text
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -254,78 +313,6 @@ class SentencePieceTokenizer(Tokenizer):
         return tokens
 
 
-def train(texts: Iterable[str], *, kind: Kind, vocab: int) -> SentencePieceTokenizer:
-    """Trains a SentencePiece model; the same texts in the same order give the same model, byte for byte.
-
-    Args:
-        texts: what to train on, all held in memory.
-        kind: BPE or UNIGRAM.
-        vocab: size of the vocabulary, specials and bytes included.
-
-    Raises:
-        ValueError: if the texts are too few for so large a vocabulary.
-    """
-    import sentencepiece
-
-    texts = list(texts)
-    counts = Counter[str]()
-    for text in texts:
-        counts.update(text)
-    if not counts:
-        raise ValueError("there is no text to train a tokenizer on")
-    rare = _rare(counts, most=(vocab - _BYTES - _SPECIALS) // 2)
-    sentences = (sentence for text in texts for sentence in _sentences(text.translate(rare)))
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences,
-            model_writer=model,
-            model_type=kind.value,
-            vocab_size=vocab,
-            character_coverage=1.0,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            user_defined_symbols=[_BOUNDARY],
-            max_sentence_length=1 << 20,
-            num_threads=1,
-            pad_id=0,
-            bos_id=1,
-            eos_id=2,
-            unk_id=3,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(
-            f"cannot train {vocab} {kind.value} pieces on {counts.total()} characters; "
-            f"give more text or a smaller vocabulary (SentencePiece: {reason})"
-        ) from error
-    return SentencePieceTokenizer(model.getvalue())
-
-
-def _rare(counts: Counter[str], *, most: int) -> dict[int, str]:
-    """Characters to leave to the bytes: NUL, and those beyond `most` or 99.95 % of the text, commonest first.
-
-    So text in a large alphabet does not exhaust a small vocabulary. In the trainer's text a boundary stands for each.
-    """
-    total, seen = counts.total(), 0
-    rare = {0: _BOUNDARY}
-    for rank, (character, count) in enumerate(sorted(counts.items(), key=lambda item: (-item[1], item[0]))):
-        if rank >= most or seen >= 0.9995 * total:
-            rare[ord(character)] = _BOUNDARY
-        seen += count
-    return rare
-
-
-def _sentences(text: str, size: int = 2000) -> Iterator[str]:
-    """Pieces of text small enough for the trainer's merges."""
-    return (text[start : start + size] for start in range(0, len(text), size))
-
-
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Loads a tokenizer that `save` wrote, or any SentencePiece `.model`.
 
@@ -339,6 +326,9 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     model = path.read_bytes()
     if found := re.fullmatch(rb"bytes(?: (\d+))?\n", model):
         return ByteTokenizer(int(found[1] or 0))
+    if model.startswith(b'{"kind"'):
+        stored = json.loads(model)
+        return SymbolTokenizer(Kind(stored["kind"]), stored["alphabet"], stored["extra"])
     try:
         return SentencePieceTokenizer(model)
     except ValueError as error:

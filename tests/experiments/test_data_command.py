@@ -29,9 +29,8 @@ def test_prepares_text_and_shows_the_folder_again(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["--embedded", "--text", "a.txt"]])
 def test_one_source_must_be_named(capsys, arguments):
-    with pytest.raises(
-        ValueError, match="with one of --embedded, --text, --tfds, --labelled, --pairs, --images and --captioned, not"
-    ):
+    sources = "--embedded, --text, --sequences, --tfds, --labelled, --pairs, --images and --captioned"
+    with pytest.raises(ValueError, match=f"with one of {sources}, not"):
         run(capsys, *arguments)
 
 

@@ -75,14 +75,14 @@ def test_bits_per_byte_is_exact(tmp_path, text):
 
 def test_tokenizer_is_trained_on_training_documents_only(tmp_path, text):
     seen = []
-    original = preparing.tokenizers.train
+    original = preparing.pieces.train
 
     def spy(texts, **settings):
         seen.extend(texts)
         return original(texts, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing.tokenizers, "train", spy)
+        patch.setattr(preparing.pieces, "train", spy)
         prepared = prepare(config_of(text, tokenizer=BPE), tmp_path / "out")
     held_out = set(documents_in(prepared, prepared.held_out)[:-1])
     assert held_out

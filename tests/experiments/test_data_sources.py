@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from experiments.data.sources import Documents, Embedded, TextFiles, Tfds
@@ -133,6 +134,7 @@ def data_dir(tmp_path_factory):
 
         def _info(self):
             features = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
+            features["steps"] = tfds.features.Tensor(shape=(None, 2), dtype=np.int32)
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
@@ -140,7 +142,8 @@ def data_dir(tmp_path_factory):
 
         def _generate_examples(self, count):
             for index in range(count):
-                yield index, {"text": f"example {index} of {count}: ¡olé!", "label": index % 2}
+                steps = np.asarray([[index, 7], [8, -index]], np.int32)
+                yield index, {"text": f"example {index} of {count}: ¡olé!", "label": index % 2, "steps": steps}
 
     folder = str(tmp_path_factory.mktemp("tfds"))
     download = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -157,6 +160,11 @@ def test_tfds_reads_every_example_in_one_order_without_tensorflow(data_dir):
     assert source.contents().documents == 600
     assert source.stamp() == source.stamp()
     assert "tensorflow" not in sys.modules
+
+
+def test_numbers_of_a_tfds_dataset_are_symbols_step_by_step(data_dir):
+    texts = {document.text for document in Tfds("tiny_text", "test", field="steps", data_dir=data_dir).documents()}
+    assert texts == {f"{index} 7 8 {-index} " for index in range(5)}
 
 
 @pytest.mark.parametrize(

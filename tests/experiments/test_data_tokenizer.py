@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.data import pieces
 from experiments.data import tokenizer as tokenizers
 from experiments.data.tokenizer import Kind, TokenizerConfig
 
@@ -25,12 +26,12 @@ CORPUS = [Path(module.__file__).read_text() for module in (argparse, inspect)] +
 def tokenizer(request):
     if request.param == "bytes":
         return tokenizers.ByteTokenizer()
-    return tokenizers.train(CORPUS, kind=Kind(request.param), vocab=320)
+    return pieces.train(CORPUS, kind=Kind(request.param), vocab=320)
 
 
 @pytest.fixture(scope="module")
 def bpe():
-    return tokenizers.train(CORPUS, kind=Kind.BPE, vocab=320)
+    return pieces.train(CORPUS, kind=Kind.BPE, vocab=320)
 
 
 HARD = [
@@ -95,13 +96,13 @@ def test_save_and_load_keep_everything(tokenizer, tmp_path):
 def test_training_is_the_same_in_another_process(bpe):
     script = (
         "from tests.experiments.test_data_tokenizer import CORPUS\n"
-        "from experiments.data import tokenizer as t\n"
-        "print(t.train(CORPUS, kind=t.Kind.BPE, vocab=320).sha256)"
+        "from experiments.data import pieces, tokenizer as t\n"
+        "print(pieces.train(CORPUS, kind=t.Kind.BPE, vocab=320).sha256)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == bpe.sha256
-    assert tokenizers.train(CORPUS[:1], kind=Kind.BPE, vocab=320).sha256 != bpe.sha256
+    assert pieces.train(CORPUS[:1], kind=Kind.BPE, vocab=320).sha256 != bpe.sha256
 
 
 def test_models_of_other_makers_are_used_without_their_normalisation(tmp_path):
@@ -125,7 +126,7 @@ def test_models_of_other_makers_are_used_without_their_normalisation(tmp_path):
 
 def test_rare_letters_of_a_large_alphabet_are_left_to_bytes():
     text = "".join(chr(0x4E00 + (i * i) % 3000) for i in range(20_000))
-    check_exact(tokenizers.train([text], kind=Kind.BPE, vocab=400), text[:500] + "a")
+    check_exact(pieces.train([text], kind=Kind.BPE, vocab=400), text[:500] + "a")
 
 
 def test_bad_settings_are_one_clear_line(tmp_path):
@@ -141,10 +142,10 @@ def test_bad_settings_are_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match=r"cannot use .*bad\.model: not a SentencePiece model"):
         tokenizers.load(tmp_path / "bad.model")
     with pytest.raises(ValueError, match="give more text or a smaller vocabulary") as info:
-        tokenizers.train(["abc"], kind=Kind.BPE, vocab=1024)
+        pieces.train(["abc"], kind=Kind.BPE, vocab=1024)
     assert "\n" not in str(info.value)
     with pytest.raises(ValueError, match="no text to train"):
-        tokenizers.train([], kind=Kind.BPE, vocab=1024)
+        pieces.train([], kind=Kind.BPE, vocab=1024)
 
 
 @pytest.mark.parametrize("extra", [1, 5, 300])
