@@ -11,6 +11,7 @@ from models.kernels import misfit
 from models.rules import Stream, fitting_context, rules_for
 from parallel.context import Context
 from parallel.flags import Flags
+from parallel.mesh import MeshShape
 from parallel.pipeline import Pipeline
 from parallel.sharding import Rules
 
@@ -50,6 +51,9 @@ class Layout:
     microbatches: int | None = None
     rounds: int = 1
     flags: tuple[Flags, ...] = ()
+
+    def __post_init__(self) -> None:
+        MeshShape.parse(self.mesh)  # a mistyped axis is told before anything is read, or submitted
 
     def execution(self, run: Run, mesh: Mesh | AbstractMesh, *, platform: str | None = None) -> Execution:
         """How to compute the run's architecture on a mesh; `platform` is that of a mesh without devices."""

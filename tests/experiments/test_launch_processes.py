@@ -150,10 +150,14 @@ def test_mistakes_are_answered_before_anything_starts(arguments, said, capsys):
     assert len(error.strip().splitlines()) == 1
 
 
-def test_a_mistake_in_the_command_itself_is_told_here(capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--stepz", "10", "--steps"), ("--placement.mesh", "fdsp=2", "did you mean 'fsdp'?")],
+)
+def test_a_mistake_in_the_command_itself_is_told_here(option, value, said, capsys):
     with pytest.raises(SystemExit):
-        main(["launch", "local", "--", "train", "--stepz", "10"])
-    assert "--stepz" in "".join(capsys.readouterr())
+        main(["launch", "local", "--", "train", option, value])
+    assert said in "".join(capsys.readouterr())
 
 
 def test_dry_run_shows_the_command_lines(capsys):
