@@ -113,7 +113,7 @@ def load(folder: str | Path, mesh: Mesh) -> Trained:
         if restored is None:
             raise FileNotFoundError(f"{folder} has an {ARCHITECTURE} and no checkpoint; import it again")
         return Trained(folder=folder, model=restored.state["model"])
-    if (folder / "config.json").is_file():
+    if pretrained.holds_model(folder):
         execution = Execution(rules=rules_for(pretrained.read_architecture(folder), mesh))
         return Trained(folder=folder, model=pretrained.load(folder, execution=execution)[1])
     raise FileNotFoundError(

@@ -4,7 +4,7 @@
     pretrained.save("other", model)
 
 Parameters come in as float32 and go out as such, bit for bit. Dropout is not read: an architecture comes in with none.
-Only safetensors are read, since other formats can run programs.
+Only safetensors are read, since other formats can run programs. ELECTRA's two models are two such folders in one.
 """
 
 import difflib
@@ -22,11 +22,15 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from models.config import Architecture
+from models.detection import Detection, Detector
 from models.execution import Execution
 from models.formats import FORMATS
 from models.formats.tensors import Format, Settings
-from models.transformer import Model, declare
+from models.transformer import AnyArchitecture, Model, declare
 from parallel.sharding import is_variable
+
+PAIR = ("discriminator", "generator")
+"""Folders of the two models that learn together."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -40,21 +44,29 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return _format(config.get("model_type")).read(Settings(dict(config)))
 
 
-def read_architecture(folder: str | os.PathLike) -> Architecture:
+def holds_model(folder: Path) -> bool:
+    """Whether there is something to read, if only by its looks."""
+    return (folder / "config.json").is_file() or _is_pair(folder)
+
+
+def read_architecture(folder: str | os.PathLike) -> AnyArchitecture:
     """The architecture of a folder, its tensors unread.
 
     Raises:
         FileNotFoundError: if it has no `config.json`.
         ValueError: if that is damaged, or as for `architecture_of`.
     """
-    return architecture_of(_read_json(Path(folder) / "config.json"))
+    if _is_pair(folder := Path(folder)):
+        return Detection(family="electra-pair", **{side: read_architecture(folder / side) for side in PAIR})
+    return architecture_of(_read_json(folder / "config.json"))
 
 
-def load(folder: str | os.PathLike, *, execution: Execution) -> tuple[Architecture, Model]:
+def load(folder: str | os.PathLike, *, execution: Execution) -> tuple[AnyArchitecture, Model]:
     """A trained model, each parameter in its resting sharding on the mesh in force.
 
     Args:
-        folder: has `config.json` and `model.safetensors`, or several files and their index.
+        folder: has `config.json` and `model.safetensors`, or several files and their index; or folders `discriminator`
+            and `generator` that have them.
         execution: how to compute.
 
     Raises:
@@ -62,6 +74,15 @@ def load(folder: str | os.PathLike, *, execution: Execution) -> tuple[Architectu
         ValueError: for a model that is not known, and for tensors that are missing, extra or of another shape, by name.
     """
     folder = Path(folder)
+    if _is_pair(folder):
+        architecture = read_architecture(folder)
+        sides = {side: load(folder / side, execution=execution)[1] for side in PAIR}
+        both = Detector(architecture, **sides)
+        kept, brought = (_params(side) for side in (both.generator, sides["generator"]))
+        for path, param in brought.items():
+            if not np.array_equal(param[...], kept[path][...]):
+                raise ValueError(f"{folder}: generator and discriminator share '{path}', and theirs differ")
+        return architecture, both
     config = _read_json(folder / "config.json")
     architecture, form = architecture_of(config), _format(config["model_type"])
     model = declare(architecture, execution=execution)
@@ -71,11 +92,15 @@ def load(folder: str | os.PathLike, *, execution: Execution) -> tuple[Architectu
 
 
 def save(folder: str | os.PathLike, model: Model) -> None:
-    """Writes `config.json` and `model.safetensors`, which transformers loads.
+    """Writes `config.json` and `model.safetensors`, which transformers loads; for each of two models in its own folder.
 
     Raises:
         ValueError: if no format has the architecture.
     """
+    if isinstance(model, Detector):
+        for side in PAIR:
+            save(Path(folder) / side, getattr(model, side))
+        return
     from safetensors.numpy import save_file
 
     folder, family = Path(folder), model.config.family
@@ -171,6 +196,10 @@ def tensors(model: Model, form: Format) -> dict[str, np.ndarray]:
         inputs = [_inputs(params[path], value.shape) for path, value in zip(tensor.params, values, strict=True)]
         found[tensor.name] = np.ascontiguousarray(tensor.join(values, inputs))
     return found
+
+
+def _is_pair(folder: Path) -> bool:
+    return all((folder / side / "config.json").is_file() for side in PAIR)
 
 
 def _difference(one: Any, other: Any, where: str = "architecture") -> str:

@@ -41,7 +41,6 @@ class Command:
         from experiments.data.tokenizer import SentencePieceTokenizer
         from experiments.generation.language import PIECES
         from models import pretrained
-        from models.detection import Detector
         from parallel.mesh import device_mesh
 
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
@@ -49,11 +48,7 @@ class Command:
         mesh = device_mesh("data=1", jax.devices()[:1])
         with jax.set_mesh(mesh):
             found = trained.load(self.folder, mesh)
-            pair = ("discriminator", "generator") if isinstance(found.model, Detector) else ()
-            for side in pair:
-                pretrained.save(self.output / side, getattr(found.model, side))
-            if not pair:
-                pretrained.save(self.output, found.model)
+            pretrained.save(self.output, found.model)
         if found.run is None:
             for name in ("tokenizer.json", *PIECES):
                 if (self.folder / name).is_file():

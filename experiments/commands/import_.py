@@ -14,8 +14,9 @@ class Command:
     """Read a trained model from a folder with config.json and safetensors, and write it as a checkpoint.
 
     The folder is one that the library transformers saves, as model hubs have them: GPT-2, Llama, BERT, RoBERTa, T5,
-    BART and more. Every tensor must have its place, and every place its tensor: the first that does not is named.
-    Only safetensors are read, one file or several, since other formats can run programs.
+    BART and more; or one that has ELECTRA's two models as folders `discriminator` and `generator`. Every tensor must
+    have its place, and every place its tensor: the first that does not is named. Only safetensors are read, one file or
+    several, since other formats can run programs.
 
     What is written: architecture.json, the model as data; a checkpoint, every bit of it verified when read; and the
     tokenizer's files, as they were.

@@ -111,6 +111,29 @@ def test_there_and_back_is_bit_for_bit(theirs, tmp_path, capsys):
     assert written.pop().startswith("5 6 7 ")
 
 
+def test_two_models_in_two_folders_are_one(tmp_path, capsys, one_device):
+    """There and back bit for bit, and only if they share what such models share."""
+    pair = zoo.electra_pair(width=16, depth=1, heads=2, share=0.5, vocab=40, length=12, dropout=0.0)
+    with jax.set_mesh(one_device):
+        pretrained.save(theirs := tmp_path / "theirs", made(pair, one_device))
+    status, out, _ = ask(capsys, "import", theirs, "-o", tmp_path / "ours")
+    assert status == 0
+    assert "electra-pair: width 16, 2 blocks, vocabulary 40" in out
+    assert ask(capsys, "export", tmp_path / "ours", tmp_path / "back")[0] == 0
+    for side in pretrained.PAIR:
+        before, after = (load_file(folder / side / "model.safetensors") for folder in (theirs, tmp_path / "back"))
+        assert before.keys() == after.keys()
+        for name, value in before.items():
+            np.testing.assert_array_equal(value, after[name])
+    path = theirs / "generator/model.safetensors"
+    changed = load_file(path)
+    name = next(name for name in changed if name.endswith("word_embeddings.weight"))
+    save_file(changed | {name: changed[name] + 1}, path)
+    status, _, said = ask(capsys, "import", theirs, "-o", tmp_path / "other")
+    assert status == 1
+    assert "generator and discriminator share 'table', and theirs differ" in said
+
+
 def test_a_run_writes_and_is_measured(run, capsys, tmp_path):
     status, out, _ = ask(capsys, "generate", run, "--prompt", "Para", "Once", "--samples", "2", "--new", "8", "--json")
     lines = [json.loads(line) for line in out.splitlines()]
