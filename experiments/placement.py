@@ -104,7 +104,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement(Layout):
-    """A layout, and how its steps are run and kept.
+    """Where and how a run is computed, and what is kept of it meanwhile. None of it is part of the run's identity.
 
     Attributes:
         steps_per_call: most steps in one call of the compiled program; None for about a second of work.

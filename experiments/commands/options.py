@@ -47,8 +47,7 @@ class TextOptions:
     text: tuple[str, ...] = ()
     """UTF-8 files (plain, .gz, .xz) or quoted patterns to read."""
     sequences: tuple[str, ...] = ()
-    """Or sequences of symbols, as of music or proteins: .json or .jsonl files of lists of numbers or words, or of
-    strings; --data.field names the key where they stand in objects."""
+    """Or sequences of symbols (.json, .jsonl): lists of numbers or words, or strings; in objects by --data.field."""
     documents: tyro.conf.EnumChoicesFromValues[Documents] = Documents.AUTO
     """What one document is in text files: auto is each file, or each paragraph of a single file."""
     tfds: str = ""
@@ -70,8 +69,7 @@ class TextOptions:
     data_dir: str = ""
     """Folder with prepared TFDS datasets, if not TFDS' own default."""
     tokenizer: tyro.conf.EnumChoicesFromValues[Kind] | None = None
-    """bpe and unigram are trained on the text, bytes needs no training, file is an existing model; characters and words
-    are tokens themselves. By default bpe, and of sequences whichever of the last two suits them."""
+    """bpe and unigram are trained on the text; file is an existing one. By default bpe, of sequences what they hold."""
     vocab: int = 1024
     """Vocabulary to train, 256 bytes included."""
     tokenizer_model: str = ""

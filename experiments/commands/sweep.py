@@ -56,11 +56,9 @@ class Command:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/sweep")
     """Folder for everything it makes."""
     share: str = ""
-    """Only train, and only a share of the runs, as in 0/20 (the first of twenty); the same command without it then fits
-    and reports. For machines that see one folder: each trains its own share at the same time."""
+    """Train only this share of the runs, as 0/20 (the first of twenty), and fit nothing: for machines of one folder."""
     topology: str = ""
-    """Slice to train on, as in v5p:4x4x4: says before anything runs whether each run fits there, how many chip-hours it
-    takes, and gives each size its own mesh, remat and parts."""
+    """Slice to train on, as v5p:4x4x4: first says what each run costs there, if it fits; each size gets its layout."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the runs and what they would cost, and train nothing."""
 
