@@ -201,7 +201,7 @@ class Launched:
             env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def end(self, timeout=240):
+    def end(self, timeout=600):  # of a machine that has other work too
         try:
             self.out, self.error = self.process.communicate(timeout=timeout)
         finally:
@@ -224,7 +224,7 @@ class Launched:
         return sorted(int(path.name) for path in self.output.glob("*/checkpoints/*") if path.name.isdecimal())
 
     def wait_for(self, ready):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not ready():
             assert self.process.poll() is None, self.end()
             assert time.monotonic() < deadline
