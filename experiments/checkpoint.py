@@ -21,16 +21,21 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped, UInt32
 
-from parallel.distributed import everywhere, from_lead
+from experiments.buckets import filesystem
+from parallel.distributed import everywhere, from_lead, is_lead
+
+if TYPE_CHECKING:
+    from etils import epath
 
 _ITEM = "state"
+_COMMITTED = "commit_success.txt"  # written last by Orbax into a folder of a bucket, where nothing can be renamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +61,17 @@ class Checkpoints:
     In a run of many processes, every process makes the same calls, and what one cannot read none does.
 
     Args:
-        folder: where the checkpoints are, one sub-folder a step; made by the first save.
+        folder: where the checkpoints are, one sub-folder a step; made by the first save. A path, or gs://bucket/folder.
         keep: how many to keep. The default of 2 leaves one to go back to when the newest turns out damaged.
 
     Raises:
-        ValueError: `keep` is less than 1.
+        ValueError: `keep` is less than 1, or the folder is in a bucket that Orbax cannot write to.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1 checkpoint, not {keep}")
-        self.folder = Path(folder).absolute()
+        self.folder = _path(folder)
         self._keep = keep
         self._writer = None  # the Orbax manager that saves; made by the first save
         self._saving: int | None = None  # the step of the save that may still be running
@@ -80,10 +85,19 @@ class Checkpoints:
 
     def steps(self) -> tuple[int, ...]:
         """Steps of the complete checkpoints in the folder, oldest first; only `restore` can say which are undamaged."""
-        # A folder is renamed to its plain number after everything in it is written; temporary names are not numbers.
-        names = [entry.name for entry in self.folder.iterdir()] if self.folder.is_dir() else []
         # As the lead sees it: a shared file system may show a new folder to one machine later than to another.
-        return tuple(from_lead(sorted(int(name) for name in names if name.isdecimal())))
+        return tuple(from_lead(sorted(self._complete()) if is_lead() else None))
+
+    def _complete(self) -> Iterator[int]:
+        # On disk a folder is renamed to its plain number after everything in it is written; temporary names are not
+        # numbers. In a bucket it has its name from the start, and a file that says so when it is complete.
+        for entry in self.folder.iterdir() if self.folder.is_dir() else ():
+            if entry.name.isdecimal() and (not self._in_bucket or (entry / _COMMITTED).exists()):
+                yield int(entry.name)
+
+    @property
+    def _in_bucket(self) -> bool:
+        return not isinstance(self.folder, Path)
 
     def save(self, step: int, state: PyTree[Array], *, metadata: dict[str, Any]) -> None:
         """Save `state` under `step`; returns once the arrays are copied, while the files are still being written.
@@ -187,9 +201,10 @@ class Checkpoints:
         if self._writer is None:
             ocp = _orbax()
             options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
-            # One process: a folder a leaf, so that damage can be traced to a file. Many: OCDBT, which gathers shards
-            # of all leaves into few files, as shared file systems and buckets need. Reading tells them apart by itself.
-            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=jax.process_count() > 1, use_zarr3=True)
+            # One process: a folder a leaf, so that damage can be traced to a file. Many, or a bucket: OCDBT, which
+            # gathers shards of all leaves into few files, each of which costs time. Reading tells them apart by itself.
+            gathered = self._in_bucket or jax.process_count() > 1
+            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=gathered, use_zarr3=True)
             self._writer = ocp.CheckpointManager(self.folder, options=options, item_handlers={_ITEM: handler})
         return self._writer
 
@@ -337,6 +352,20 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
             raise ValueError(f"two leaves of the state have the same name {name!r}; rename a key")
         leaves[name] = leaf
     return leaves
+
+
+def _path(folder: str | Path) -> "Path | epath.Path":
+    kind, in_bucket, _ = str(folder).partition("://")
+    if not in_bucket:
+        return Path(folder).absolute()
+    if kind != "gs":
+        raise ValueError(
+            f"{folder}: checkpoints are written to disk, or straight to a bucket of Google's, as gs://bucket/folder"
+        )
+    filesystem(str(folder))  # which says what is missing, and makes the clients that Orbax uses see each other's files
+    from etils import epath
+
+    return epath.Path(folder)
 
 
 def _array(name: str, leaf: Any) -> Array:

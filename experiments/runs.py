@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiments.buckets import CHECKPOINTS, Mirror, Place
 from experiments.configuration import from_json, to_json
 from experiments.data.examples import AnyExamples
 from experiments.data.prepare import DataConfig
@@ -158,11 +159,15 @@ class RunFailed(RuntimeError):
 class RunFolder:
     """The folder of one run: its definition, metrics, checkpoints, and its result or the reason it has none.
 
+    Where it is a working copy of a folder in a bucket, what is recorded here is there as well when the call returns.
+
     Attributes:
         path: the folder, which `record` makes.
+        url: the folder in a bucket that it is a working copy of; empty if it is no copy.
     """
 
     path: Path
+    url: str = ""
 
     @property
     def metrics(self) -> Path:
@@ -170,9 +175,38 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
-    def checkpoints(self) -> Path:
-        """Folder of checkpoints."""
-        return self.path / "checkpoints"
+    def checkpoints(self) -> Path | str:
+        """Folder of checkpoints, or its URL where they are written straight to the bucket."""
+        return f"{self.url}/checkpoints" if self.place.direct else self.path / "checkpoints"
+
+    @property
+    def place(self) -> Place:
+        """The folder, and its bucket."""
+        return Place(self.path, self.url)
+
+    @cached_property
+    def _mirror(self) -> Mirror | None:
+        if not self.url:
+            return None
+        return Mirror(self.place, left_out=[CHECKPOINTS] if self.place.direct else [])
+
+    def pull(self) -> None:
+        """Makes the folder what its bucket holds; does nothing where there is no bucket.
+
+        Raises:
+            OSError: if the bucket cannot be read.
+        """
+        if self._mirror:
+            self._mirror.pull()
+
+    def push(self) -> None:
+        """Makes the bucket hold what the folder does; does nothing where there is no bucket.
+
+        Raises:
+            OSError: if the bucket cannot be written.
+        """
+        if self._mirror:
+            self._mirror.push()
 
     def record(self, run: Run) -> None:
         """Makes the folder and writes what the run is.
@@ -185,6 +219,7 @@ class RunFolder:
             write_json(self.path / "run.json", to_json(run))
         except OSError as error:
             raise OSError(f"run folder {self.path} cannot be written: {error.strerror or error}") from error
+        self.push()
 
     def run(self) -> Run:
         """The run that the folder is of.
@@ -216,6 +251,7 @@ class RunFolder:
         """Records the result."""
         (self.path / "failed.json").unlink(missing_ok=True)
         write_json(self.path / "result.json", result)
+        self.push()
 
     def failed_for_good(self) -> bool:
         """Whether trying again would fail again (a diverged run), unlike after a full disk or a killed process."""
@@ -225,6 +261,7 @@ class RunFolder:
     def fail(self, reason: str, *, for_good: bool) -> None:
         """Records the reason of a failure, and whether trying again is pointless."""
         write_json(self.path / "failed.json", {"reason": reason, "for_good": for_good})
+        self.push()
 
 
 def write_json(path: Path, value: Any) -> None:

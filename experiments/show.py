@@ -89,7 +89,7 @@ def result_lines(run: Run, folder: RunFolder) -> list[str]:
         f"params          {row['params']:,} ({row['params_nonembedding']:,} non-embedding)",
         f"tokens          {row['tokens']:,} ({row['unique_tokens']:,} unique)",
         f"FLOPs           {row['flops']:.3e}",
-        f"folder          {folder.path}",
+        f"folder          {folder.url or folder.path}",
     ]
 
 
@@ -127,6 +127,7 @@ def execute_with_progress(
     placement: dict[str, Any],
     workers: int,
     devices: int = 1,
+    url: str = "",
 ) -> None:
     """`sweep.execute`, with a bar for the whole (by FLOPs) and one for each run that is under way."""
     todo = unfinished(cells, root)
@@ -158,6 +159,6 @@ def execute_with_progress(
                 console.print(f"run {run.identity} failed: {outcome.reason}", style="red", highlight=False)
 
         execute(
-            cells, root, prepared, placement=placement, workers=workers, devices=devices,
+            cells, root, prepared, placement=placement, workers=workers, devices=devices, url=url,
             on_event=on_event, on_outcome=on_outcome,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from experiments.launch.local import Job, Outcome, Status, run_all
 from experiments.launch.worker import stop_requested
 from experiments.runs import Cell, Run, RunFolder
 from models.config import Architecture
-from parallel.distributed import is_lead
+from parallel.distributed import from_lead, is_lead
 
 FEWEST_STEPS = 50  # a run shorter than this says nothing about its size
 
@@ -123,7 +123,10 @@ def unfinished(cells: Sequence[Cell], root: Path) -> list[Cell]:
         folder = RunFolder(root / cell.run.identity)
         if folder.result() is None and not folder.failed_for_good():
             open_cells[cell.run.identity] = cell
-    return sorted(open_cells.values(), key=lambda cell: -cell.run.cost.flops(cell.run.tokens))
+    dearest_first = sorted(open_cells.values(), key=lambda cell: -cell.run.cost.flops(cell.run.tokens))
+    # As the lead sees it: of a folder in a bucket, no other process has a copy.
+    by_identity = {cell.run.identity: cell for cell in cells}
+    return [by_identity[identity] for identity in from_lead([cell.run.identity for cell in dearest_first])]
 
 
 def execute(
@@ -134,6 +137,7 @@ def execute(
     placement: dict[str, Any],
     workers: int,
     devices: int = 1,
+    url: str = "",
     on_event: Callable[[Cell, dict[str, Any]], None] = lambda cell, event: None,
     on_outcome: Callable[[Cell, Outcome], None] = lambda cell, outcome: None,
 ) -> None:
@@ -146,6 +150,7 @@ def execute(
         placement: settings of `experiments.placement.Placement`, as JSON.
         workers: processes at a time; 0 for this process.
         devices: forced host devices of each worker.
+        url: folder in a bucket that `root` is a working copy of.
         on_event: called with the progress of a cell.
         on_outcome: called when a cell has ended.
 
@@ -163,6 +168,7 @@ def execute(
             payload={
                 "run": to_json(cell.run),
                 "folder": str(root / cell.run.identity),
+                "url": url and f"{url}/{cell.run.identity}",
                 "prepared": str(prepared.folder),
                 "placement": placement,
             },
@@ -171,7 +177,7 @@ def execute(
     ]
 
     def ended(index: int, outcome: Outcome) -> None:
-        folder = RunFolder(root / todo[index].run.identity)
+        folder = RunFolder(root / todo[index].run.identity, jobs[index].payload["url"])
         if outcome.status is Status.FAILED and not folder.failed_for_good() and is_lead():
             with contextlib.suppress(OSError):  # a full disk: the reason is told below, and the cell is tried again
                 folder.path.mkdir(parents=True, exist_ok=True)
@@ -196,7 +202,7 @@ def train_job(payload: dict[str, Any], report: Callable[[dict[str, Any]], None])
     from experiments.runs import RunFailed
     from experiments.train import Stopped, train
 
-    run, folder = from_json(Run, payload["run"]), RunFolder(Path(payload["folder"]))
+    run, folder = from_json(Run, payload["run"]), RunFolder(Path(payload["folder"]), payload["url"])
     placement = from_json(Placement, payload["placement"])
     try:
         return train(run, folder, load(payload["prepared"]), placement=placement, report=report, stop=stop_requested)

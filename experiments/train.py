@@ -184,9 +184,15 @@ def train(
         ValueError: if the mesh, the batch or the model do not fit each other or the devices.
         RunFailed: if the loss is not finite; the message names the step.
         Stopped: if it was asked to stop.
-        OSError: if the folder cannot be written.
+        OSError: if the folder, or its bucket, cannot be read or written.
     """
     placement = placement or Placement()
+    if folder.url and not folder.place.direct and jax.process_count() > 1:
+        raise ValueError(
+            f"{folder.url}: several processes keep checkpoints in gs://bucket/folder or on a disk that all of them see"
+        )
+    if is_lead():
+        folder.pull()
     if (result := from_lead(folder.result())) is not None:
         return result
     if prepared.fingerprint != run.rows:
@@ -246,8 +252,13 @@ def train(
                 if finished or due:
                     log.add(*pending)  # a state is saved only after its loss was seen to be finite
                     pending = None
+                    if is_lead():
+                        folder.push()  # first, so that no checkpoint in a bucket is newer than its metrics there
                     with jax.transfer_guard("allow"):
                         checkpoints.save(step, state, metadata={"run": run.identity})
+                    if folder.url and not folder.place.direct:
+                        checkpoints.wait()
+                        folder.push()
                     saved, saved_step = time.monotonic(), step
                     if stopping and not finished:
                         raise Stopped(f"run {run.identity} stopped at step {step} of {run.steps}")

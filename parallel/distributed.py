@@ -348,9 +348,10 @@ def from_lead(value: Any) -> Any:
     """The lead's value, in every process: for what each could see differently, such as which files there are.
 
     Args:
-        value: anything that JSON can hold; every process must call, and only the lead's counts.
+        value: anything that JSON can hold; every process must call, and only the lead's counts. One that is alone
+            touches no device.
     """
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return value
     from jax.experimental.multihost_utils import broadcast_one_to_all
 

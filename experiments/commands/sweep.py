@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -53,8 +52,8 @@ class Command:
     placement: Placement = field(default_factory=Placement)
     workers: int | None = None
     """Training processes at a time; by default one a core on CPU, and this process on accelerators."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/sweep")
-    """Folder for everything it makes."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FOLDER|URL")] = "runs/sweep"
+    """Folder for everything it makes, or gs://bucket/folder (extra `gcs`)."""
     share: str = ""
     """Train only this share of the runs, as 0/20 (the first of twenty), and fit nothing: for machines of one folder."""
     topology: str = ""
@@ -66,6 +65,7 @@ class Command:
         """Trains, fits, reports."""
         from rich.console import Console
 
+        from experiments.buckets import Mirror, Place
         from experiments.commands.options import prepare_with_progress
         from experiments.configuration import to_json
         from experiments.launch.environment import accelerator_present
@@ -79,9 +79,10 @@ class Command:
         together = distributed.start()
         lead = distributed.is_lead()
         console = Console(quiet=not lead)
+        home = Place.of(self.output)
         zoo.family(self.model.family)
         with distributed.lead_first("rows"):
-            prepared = prepare_with_progress(self.data.config(), self.output.parent / "data", console)
+            prepared = prepare_with_progress(self.data.config(), home.folder.parent / "data", console)
         cells = self.cells(prepared)
         if self.share:
             cells = share_of(cells, self.share)
@@ -95,18 +96,24 @@ class Command:
             return 0
         if self.topology:
             workers, devices = self._on_topology(workers)
-        root = self.output / "cells"
-        own = self.output / "shares" / self.share.replace("/", "-of-") if self.share else self.output
+        root = home / "cells"
+        own = home.folder / "shares" / self.share.replace("/", "-of-") if self.share else home.folder
+        mirror = Mirror(home) if home.url and lead else None
         with exclusive(own) if lead else nullcontext():
+            if mirror:
+                mirror.pull()
             for placement, group in groups.items():
                 execute_with_progress(
-                    group, root, prepared, console=console, what=self.output.name, workers=workers, devices=devices,
-                    placement=to_json(placement),
+                    group, root.folder, prepared, console=console, what=home.folder.name, workers=workers,
+                    devices=devices, placement=to_json(placement), url=root.url,
                 )  # fmt: skip
             if self.share:
                 return 0
             with distributed.lead_first("report"):
-                return self._publish(cells, root, console) if lead else 0
+                status = self._publish(cells, root.folder, home, console) if lead else 0
+                if mirror:
+                    mirror.push()
+                return status
 
     def _placed(self, cells, console) -> dict[Placement, list]:
         """The cells by the layout that suits each on the topology, after a table of what they cost.
@@ -148,20 +155,20 @@ class Command:
             )
         return workers, 1
 
-    def _publish(self, cells, root, console) -> int:
+    def _publish(self, cells, root, home, console) -> int:
         """Writes the table, the law and the report."""
         from experiments.results import fit_tables, predict_tables, publish, write_tables
 
-        write_tables(cells, root, self.output)
-        console.print(f"table   {self.output / 'runs.csv'}", highlight=False)
+        write_tables(cells, root, home.folder)
+        console.print(f"table   {home / 'runs.csv'}", highlight=False)
         try:
-            study = fit_tables(self.output)
+            study = fit_tables(home.folder)
         except ValueError as reason:
             console.print(f"no law: {reason}", highlight=False)
             return 1
-        held_out = predict_tables(study, self.output)
-        publish(study, held_out, self.output, title=f"Sweep {self.output.name}", command="scaling sweep")
-        console.print(f"report  {self.output / 'report.html'}", highlight=False)
+        held_out = predict_tables(study, home.folder)
+        publish(study, held_out, home.folder, title=f"Sweep {home.folder.name}", command="scaling sweep")
+        console.print(f"report  {home / 'report.html'}", highlight=False)
         return 0
 
     def cells(self, prepared):
@@ -201,4 +208,4 @@ class Command:
             optimizer=self.optimizer,
             evaluation_rows=self.evaluation_rows,
         )
-        return isoflop(self.output.name, template, sizes, rule=self.rate, seeds=self.seeds)
+        return isoflop(self.output.rstrip("/").rpartition("/")[2], template, sizes, rule=self.rate, seeds=self.seeds)

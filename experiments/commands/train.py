@@ -6,7 +6,6 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -68,8 +67,9 @@ class Command:
     evaluation_rows: int | None = None
     """Held-out rows to evaluate on; all by default."""
     placement: Placement = field(default_factory=Placement)
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs")
-    """Folder of runs; this one's folder in it is named by the hash of what defines its result."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FOLDER|URL")] = "runs"
+    """Folder of runs, or gs://bucket/folder (extra `gcs`); this one's folder in it is named by the hash of what defines
+    its result."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the run and what it would cost, and train nothing."""
 
@@ -80,6 +80,7 @@ class Command:
         restart_for_cpu()
         from rich.console import Console
 
+        from experiments.buckets import Place
         from experiments.commands.options import prepare_with_progress
         from experiments.launch.lock import exclusive
         from experiments.runs import RunFailed, RunFolder
@@ -91,14 +92,16 @@ class Command:
         distributed.start()
         lead = distributed.is_lead()
         console = Console(quiet=not lead)
+        home = Place.of(self.output)
         zoo.family(self.model.family)  # a mistyped name should not cost a tokenizer first
         with distributed.lead_first("rows"):
-            prepared = prepare_with_progress(self.data.config(), self.output / "data", console)
+            prepared = prepare_with_progress(self.data.config(), home.folder / "data", console)
         run = self.run(prepared)
         if self.dry_run:
             console.print(dry_run_table([run], workers=1))
             return 0
-        folder = RunFolder(self.output / run.identity)
+        place = home / run.identity
+        folder = RunFolder(place.folder, place.url)
         with exclusive(folder.path) if lead else nullcontext(), progress(console) as bar:
             task = bar.add_task(f"run {run.identity}", total=run.steps, note="compiling")
 

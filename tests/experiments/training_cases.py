@@ -74,7 +74,9 @@ class Ended:
     parameters: dict[str, np.ndarray]
 
 
-def train_to_end(run: Run, folder: Path, prepared: Prepared, *, devices: int = 1, stop=lambda: False, **placement):
+def train_to_end(
+    run: Run, folder: Path, prepared: Prepared, *, url: str = "", devices: int = 1, stop=lambda: False, **placement
+):
     """Trains in this process on the first so many devices."""
     final = {}
 
@@ -87,7 +89,7 @@ def train_to_end(run: Run, folder: Path, prepared: Prepared, *, devices: int = 1
     with mock.patch.object(trainer, "evaluate", evaluate):
         result = trainer.train(
             run,
-            RunFolder(folder),
+            RunFolder(folder, url),
             prepared,
             placement=trainer.Placement(**placement),
             devices=jax.devices()[:devices],

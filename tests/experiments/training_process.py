@@ -23,7 +23,7 @@ def main(job):
         join(Cluster(**cluster))
     train(
         from_json(Run, job["run"]),
-        RunFolder(Path(job["folder"])),
+        RunFolder(Path(job["folder"]), job.get("url", "")),
         load(job["prepared"]),
         placement=Placement(**job["settings"]),
         devices=None if cluster else jax.devices()[:1],

@@ -1,0 +1,87 @@
+"""Processes that train into a bucket, are killed at the worst moment, and go on where all disks are new."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from training_cases import metrics_in
+
+from experiments.configuration import to_json
+from experiments.runs import RunFolder
+
+pytestmark = pytest.mark.slow
+
+
+def train_on_machines(run, prepared, url, disks, *, processes, devices, kill_at=None, storage=None):
+    """Trains in processes each of which has a disk of its own; the exit status and last words of each.
+
+    All are killed at the moment at which the service is asked to make the checkpoint of a step from `kill_at` on
+    complete.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shutil.rmtree(disks, ignore_errors=True)
+    program = Path(__file__).with_name("training_process.py")
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    settings = {"mesh": f"fsdp={processes * devices}" if processes > 1 else "", "checkpoint_steps": 5}
+    job = {"run": to_json(run), "url": url, "prepared": str(prepared.folder), "settings": settings}
+    started = []
+
+    def refuse(method, bucket, name):
+        found = re.search(r"checkpoints/(\d+)/commit_success.txt$", name)
+        if kill_at is not None and method == "POST" and found and int(found[1]) >= kill_at:
+            for process in started:
+                process.kill()
+            return 503
+        return None
+
+    storage.refuse = refuse
+    for process in range(processes):
+        cluster = {"coordinator": f"127.0.0.1:{port}", "processes": processes, "process": process}
+        own = job | {"folder": str(disks / str(process))} | ({"cluster": cluster} if processes > 1 else {})
+        arguments = [sys.executable, program, json.dumps(own)]
+        environment = os.environ | {"XLA_FLAGS": flags}
+        started.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        words = [process.communicate(timeout=240)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, said) for process, said in zip(started, words, strict=True)]
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (2, 2)])
+def test_killed_while_a_checkpoint_was_written(run, prepared, storage, bucket, tmp_path, processes, devices):
+    short = replace(run, steps=24)
+    settings = {"processes": processes, "devices": devices, "storage": storage}
+    whole, cut = f"{bucket}/whole", f"{bucket}/cut"
+    ended = train_on_machines(short, prepared, whole, tmp_path / "a", **settings)
+    assert [each for each, _ in ended] == [0] * processes, ended
+
+    killed = train_on_machines(short, prepared, cut, tmp_path / "b", kill_at=12, **settings)
+    assert [each for each, _ in killed] == [-signal.SIGKILL] * processes
+    names = storage.names(bucket.removeprefix("gs://"))
+    steps = {name.split("/")[2] for name in names if name.startswith("cut/checkpoints/")}
+    complete = {name.split("/")[2] for name in names if re.fullmatch(r"cut/checkpoints/\d+/commit_success.txt", name)}
+    assert complete == {"5", "10"}
+    assert steps == {"5", "10", "15"}
+    assert "cut/result.json" not in names
+
+    ended = train_on_machines(short, prepared, cut, tmp_path / "b", **settings)
+    assert [each for each, _ in ended] == [0] * processes, ended
+    found = {}
+    for url in (whole, cut):
+        folder = RunFolder(tmp_path / "looked" / url[-3:], url)
+        folder.pull()
+        found[url] = (folder.result(), metrics_in(folder.path))
+    assert found[cut] == found[whole]
+    assert len(found[whole][1]) == 24
