@@ -11,9 +11,12 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from experiments.ahead import compile_step, residuals
 from experiments.placement import Layout
 from experiments.runs import Run
+from models.config import Stack
 from models.execution import Execution, Kernel, Layers, Remat
-from models.transformer import declare
-from parallel.analytic import Split, Weight, Work, predict
+from models.pair import Pair
+from models.transformer import AnyArchitecture, declare
+from parallel.analytic import Exchange, Split, Weight, Work, predict
+from parallel.context import Context
 from parallel.estimate import Estimate
 from parallel.mesh import AXES, MeshShape
 from parallel.search import Found, meshes, search
@@ -21,7 +24,7 @@ from parallel.sharding import Rules, is_variable, shardings
 from parallel.topology import Topology
 
 SEARCHED = ("data", "fsdp", "tensor")
-"""Mesh axes that are searched over."""
+"""Mesh axes that are searched over; and `sequence`, where there are fewer rows than chips."""
 
 _TRACED = 2  # devices along each axis of the mesh that a step is traced for: it is enough to see what is split
 
@@ -66,7 +69,8 @@ class Layouts:
             ValueError: if there is none.
         """
         found, refused = False, ""
-        for sizes in meshes(self.topology.chips, SEARCHED):
+        few = self.run.batch < self.topology.chips
+        for sizes in meshes(self.topology.chips, (*SEARCHED, "sequence") if few else SEARCHED):
             readers = sizes["data"] * sizes["fsdp"]
             if self.run.batch % readers:
                 continue
@@ -120,21 +124,32 @@ class Layouts:
         readers = execution.rules.batch
         mesh = _mesh({name: _TRACED if size > 1 or name in readers else 1 for name, size in sizes.items()})
         if (execution, mesh) not in self._works:
-            saved, everything = (
-                self._saved(replace(execution, remat=each), mesh) for each in (execution.remat, Remat.NONE)
-            )
-            self._works[execution, mesh] = _work(self.run, execution, saved, everything)
+            kinds = (execution.remat, Remat.NONE, Remat.DOTS)
+            found = (self._saved(replace(execution, remat=each), mesh) for each in kinds)
+            self._works[execution, mesh] = _work(self.run, execution, *found)
         return self._works[execution, mesh]
 
     def _saved(self, execution: Execution, mesh: AbstractMesh) -> list["_Residual"]:
         execution = replace(execution, layers=Layers.SCAN)  # what is saved of each layer is then told from the rest
         if (execution, mesh) not in self._traces:
-            self._traces[execution, mesh] = _residuals(self.run, execution, mesh)
+            run = replace(self.run, architecture=_told_apart(self.run.architecture))
+            self._traces[execution, mesh] = _residuals(run, execution, mesh)
         return self._traces[execution, mesh]
 
 
 def _mesh(sizes: Mapping[str, int]) -> AbstractMesh:
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
+
+
+def _told_apart(architecture: AnyArchitecture) -> AnyArchitecture:
+    """An encoder-decoder with as many layers on either side gets one more, so that arrays tell which side they are of.
+
+    Arrays of a loop's layers have their number as first axis.
+    """
+    repeats = [stack.repeats for stack in architecture.stacks]
+    if isinstance(architecture, Pair) or len(set(repeats)) == len(repeats):
+        return architecture
+    return replace(architecture, encoder=replace(architecture.encoder, repeats=repeats[0] + 1))
 
 
 @dataclass(frozen=True)
@@ -144,48 +159,64 @@ class _Residual:
     first: int
     split: Split
     of_rows: bool
+    dtype: jnp.dtype
 
 
-def _work(run: Run, execution: Execution, saved: list[_Residual], everything: list[_Residual]) -> Work:
-    """What a step does, by what its forward pass saves, and would save if nothing were computed again."""
+def _work(
+    run: Run, execution: Execution, saved: list[_Residual], everything: list[_Residual], products: list[_Residual]
+) -> Work:
+    """What a step does, by what its forward pass saves, and would save of everything, or of products with weights."""
     rules, architecture, cost = execution.rules, run.architecture, run.cost
     model = declare(architecture, execution=execution)
     state = jax.eval_shape(run.optimizer.transform().init, model)
-    repeats = {stack.repeats for stack in architecture.stacks}
+    stacks = {
+        told.repeats: stack.repeats
+        for told, stack in zip(_told_apart(architecture).stacks, architecture.stacks, strict=True)
+    }
 
-    def of_blocks(each: _Residual) -> bool:
-        return each.of_rows and each.first in repeats
+    def of_blocks(found: list[_Residual]) -> tuple[Split, ...]:
+        blocks = ((each, stacks[each.first]) for each in found if each.of_rows and each.first in stacks)
+        return tuple(Split(each.split.bytes / each.first * repeats, each.split.axes) for each, repeats in blocks)
 
-    def one(found: list[_Residual]) -> tuple[Split, ...]:
-        return tuple(Split(each.split.bytes / each.first, each.split.axes) for each in found)
+    def of_one_block(found: list[_Residual], first: int) -> tuple[Split, ...]:
+        # What is not of the type that products read is made where it is read, and not in memory within a block.
+        written = (each for each in found if each.of_rows and each.first == first and each.dtype == execution.dtype)
+        return tuple(Split(each.split.bytes / first, each.split.axes) for each in written)
 
-    body = [each for each in everything if of_blocks(each)]
+    # One block runs at a time: that of the side with the larger ones. Products of experts are not among `products`.
+    told = everything if architecture.routed else products
+    largest = max(stacks, key=lambda first: sum(each.bytes for each in of_one_block(told, first)))
+    fused = execution.kernel in (Kernel.SPLASH, Kernel.CUDNN)
     *_, read = run.places
-    stream = ("batch", "length", "embed")
     words = [side.vocab for side in _sides(architecture) if side.head]
     asked = run.asked or read
     logits = 4.0 * min(asked, execution.logits_chunk or asked) * sum(words)
     again = execution.remat is not Remat.NONE
-    passes = 2 + again
-    uses = (each for stack in architecture.stacks for each in zip(stack.pattern, stack.uses, strict=True))
-    branches = sum(block.branches * times for block, times in uses)
     return Work(
         weights=tuple(_weights(model, rules)),
         moments=_bytes(state) / _bytes(model),
-        saved=tuple(each.split for each in saved if of_blocks(each)),
+        saved=of_blocks(saved),
         kept=tuple(each.split for each in saved if not each.of_rows),
-        block=one(body),
-        saved_block=one([each for each in saved if of_blocks(each)]),
-        body=tuple(each.split for each in body),
+        block=of_one_block(told, largest),
+        scores=() if fused else tuple(_scores(run, execution, architecture.stacks[list(stacks).index(largest)])),
+        saved_block=of_one_block(saved, largest),
+        body=of_blocks(everything),
         logits=Split(logits, _axes(rules, "batch", "length", "vocab")),
-        stream=Split(float(max(run.places) * architecture.width * execution.dtype.itemsize), _axes(rules, *stream)),
-        sums=branches * passes + 2,
-        summed=rules.hidden,
+        readers=_axes(rules, "batch", "length"),
+        exchanges=tuple(_exchanges(run, execution)),
         flops=cost.flops_per_token * sum(run.places),
         executed=_executed(run, execution),
         again=int(again),
         copies=2 * (execution.layers is Layers.SCAN),
     )
+
+
+def _scores(run: Run, execution: Execution, stack: Stack) -> Iterator[Split]:
+    """Of queries and keys, as the products with values read them, in one block of a stack."""
+    length = max(run.places)
+    axes = _axes(execution.rules, "batch", "kv_heads", "groups")
+    for mixer in (part for block in stack.pattern[:1] for part in (block.mixer, block.cross) if part):
+        yield Split(float(execution.dtype.itemsize * mixer.heads * length**2), axes)
 
 
 def _sides(architecture):
@@ -211,6 +242,31 @@ def _weights(model, rules: Rules) -> Iterator[Weight]:
             used=_axes(rules, *axes),
             layers=param.shape[0] if axes[0] == "layers" else 1,
         )
+
+
+def _exchanges(run: Run, execution: Execution) -> Iterator[Exchange]:
+    """What devices that share rows tell each other in all layers.
+
+    A layer computed again does so once more, but for the sum that it ends with, which nothing asks for.
+    """
+    rules, architecture = execution.rules, run.architecture
+    if rules.length and execution.context is Context.RING:
+        raise ValueError("what a ring exchanges is for the compiler to say, not for arithmetic")
+    size, again = float(max(run.places) * execution.dtype.itemsize), execution.remat is not Remat.NONE
+    stream, summed = Split(size * architecture.width, _axes(rules, "batch", "length")), rules.hidden
+    uses = [each for stack in architecture.stacks for each in zip(stack.pattern, stack.uses, strict=True)]
+    sums = 1 + sum(times * (2 * block.branches + again * (block.branches - 1)) for block, times in uses)
+    if rules.stream == rules.length:
+        yield Exchange(kind="all-reduce", axes=summed, count=sums, array=stream)
+    else:  # the stream rests in parts: each sum is scattered, and gathered where the next layer begins
+        gathers = sum(times * block.branches for block, times in uses) * (2 + again)
+        yield Exchange(kind="all-gather", axes=summed, count=gathers, array=stream)
+        yield Exchange(kind="reduce-scatter", axes=summed, count=sums, array=stream)
+    for block, times in uses:  # queries and what comes of them, keys and values: there and back, in both directions
+        for part in (each for each in (block.mixer, block.cross) if each and rules.length):
+            for heads in (part.heads, part.kv_heads):
+                array = Split(size * heads * part.head_dim, _axes(rules, "batch", "length", "kv_heads", "groups"))
+                yield Exchange(kind="all-to-all", axes=rules.length, count=2 * (2 + again) * times, array=array)
 
 
 def _executed(run: Run, execution: Execution) -> float:
@@ -252,5 +308,5 @@ def _residuals(run: Run, execution: Execution, mesh: AbstractMesh) -> list[_Resi
         # Parameters are never split over `data`: what is, is of rows.
         of_rows, size = "data" in axes, float(math.prod(leaf.shape) * leaf.dtype.itemsize)
         first = 0 if not leaf.shape or (spec and spec[0]) else leaf.shape[0]
-        found.append(_Residual(first, Split(size / readers if of_rows else size, axes), of_rows))
+        found.append(_Residual(first, Split(size / readers if of_rows else size, axes), of_rows, leaf.dtype))
     return found

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from parallel.estimate import Estimate, Memory, network_seconds
+from parallel.hardware import Chip
 from parallel.program import Collective
 from parallel.topology import Topology
 
@@ -20,8 +21,8 @@ PRODUCTS = 0.85
 COPIES = 0.36
 """Share of the memory's bandwidth at which an array is copied, reading and writing counted."""
 
-GRADIENTS = 0.36
-"""Share of the gradients of all that a block computes that is there at once."""
+SCATTERED = 16
+"""Devices among which the TPU compiler scatters a sum, at most: over more of them it sums everything everywhere."""
 
 PROGRAM = 30 * 2**20
 """Bytes of the program itself."""
@@ -81,12 +82,34 @@ class Weight:
         """Entries on one device while it is computed with, all layers."""
         return self.size / shards(mesh, self.used)
 
+    def shared(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
+        """Mesh axes over which it is gathered to be computed with."""
+        resting = {name for axes in self.resting for name in axes}
+        return tuple(name for name in mesh if name in resting - set(self.used))
+
     def misfit(self, mesh: Mapping[str, int]) -> str:
         """Why the mesh cannot split it; empty if it can."""
         for size, axes in zip(self.shape, self.resting, strict=True):
             if size % shards(mesh, axes):
                 return f"{self.name} has an axis of {size}, which {shards(mesh, axes)} shards do not divide"
         return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """Activations that devices exchange.
+
+    Attributes:
+        kind: one of `parallel.program.KINDS`.
+        axes: mesh axes along which.
+        count: how often in a step, forward and back.
+        array: what is exchanged, of a row: what a device sends, or of gathers and sums what it has in the end.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    count: int
+    array: Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +121,13 @@ class Work:
         moments: bytes of the optimizer's state for each byte of parameters.
         saved: what the forward pass of all blocks saves for the backward pass, of a row.
         kept: what it saves that does not grow with rows (gathered weights, where nothing is computed again).
-        block: everything that a block computes and the backward pass may want, of a row.
+        block: what one block's products with weights make, of a row.
+        scores: of its queries and keys, where no kernel fuses attention.
         saved_block: what of that is saved, of a row.
         body: the same of all blocks.
         logits: float32 logits that exist at a time, of a row.
-        stream: the residual stream between two blocks, of a row.
-        sums: how often it is summed over the axes that split what a block computes, forward and back.
-        summed: those axes.
+        readers: mesh axes whose devices read different rows, or parts of them.
+        exchanges: what a block's devices tell each other.
         flops: products of a row in training, by the count of the architecture.
         executed: products of a row that are computed, what is computed again included.
         again: how often the forward pass runs again for the backward one: 0 or 1.
@@ -116,12 +139,12 @@ class Work:
     saved: tuple[Split, ...]
     kept: tuple[Split, ...]
     block: tuple[Split, ...]
+    scores: tuple[Split, ...]
     saved_block: tuple[Split, ...]
     body: tuple[Split, ...]
     logits: Split
-    stream: Split
-    sums: int
-    summed: tuple[str, ...]
+    readers: tuple[str, ...]
+    exchanges: tuple[Exchange, ...]
     flops: float
     executed: float
     again: int
@@ -139,7 +162,7 @@ def predict(work: Work, *, topology: Topology, mesh: Mapping[str, int], rows: in
         parts: that a batch is computed in, one after another.
     """
     chip, sizes = topology.chip, {name: size for name, size in mesh.items() if size > 1}
-    memory = _memory(work, sizes, rows / parts, parts)
+    memory = _memory(work, chip, sizes, rows / parts, parts)
     collectives = _collectives(work, topology, sizes, rows, parts)
     rated = topology.platform != "cpu"
     return Estimate(
@@ -157,24 +180,34 @@ def predict(work: Work, *, topology: Topology, mesh: Mapping[str, int], rows: in
     )
 
 
-def _memory(work: Work, mesh: Mapping[str, int], rows: float, parts: int) -> Memory:
+def _memory(work: Work, chip: Chip, mesh: Mapping[str, int], rows: float, parts: int) -> Memory:
     parameters = 4 * sum(weight.at_rest(mesh) for weight in work.weights)
     single = [2 * weight.gathered(mesh) for weight in work.weights if weight.layers == 1]
-    layer = sum(2 * weight.gathered(mesh) / weight.layers for weight in work.weights if weight.layers > 1)
+    looped = [weight for weight in work.weights if weight.layers > 1]
+    layer = sum(2 * weight.gathered(mesh) / weight.layers for weight in looped)
+    whole = sum(2 * weight.gathered(mesh) / weight.layers for weight in looped if not _scatters(work, weight, mesh))
     # While the head runs: logits, whose gradient is made inside the products that want it; weights in 16 bits, their
     # gradients in 32, and the largest once more as it is exchanged.
     head = rows * work.logits.on_chip(mesh) + 3 * sum(single) + max(single, default=0.0)
-    # While a block runs: its weights, those of the next one or its gradients, what is made again, and gradients.
-    whole, saved = rows * _on_chip(work.block, mesh), rows * _on_chip(work.saved_block, mesh)
-    block = 2 * layer + max(0.0, whole - saved) + GRADIENTS * whole
+    # While a block runs: its weights, those of the next one, whole gradients where sums are not scattered; what
+    # products make and the next ones read of that, unless saved, and gradients of both; scores and theirs. Some is in
+    # memory that is nearer.
+    made, saved = rows * _on_chip(work.block, mesh), rows * _on_chip(work.saved_block, mesh)
+    block = 2 * layer + whole + max(0.0, 2 * made - saved) + 2 * made + 2 * rows * _on_chip(work.scores, mesh)
     return Memory(
         parameters=parameters,
         optimizer=work.moments * parameters,
         gradients=parameters * (2 if parts > 1 else 1),
         activations=rows * _on_chip(work.saved, mesh) + _on_chip(work.kept, mesh),
-        temporaries=max(head, block),
+        temporaries=max(head, block - chip.vector_memory_bytes),
         other=PROGRAM,
     )
+
+
+def _scatters(work: Work, weight: Weight, mesh: Mapping[str, int]) -> bool:
+    """Whether each device gets its part of a gradient's sum: where it is over shards alone, and few of them."""
+    readers = {name for name in work.readers if name in mesh}
+    return readers <= set(weight.shared(mesh)) and shards(mesh, weight.shared(mesh)) <= SCATTERED
 
 
 def _collectives(
@@ -191,15 +224,14 @@ def _collectives(
         total[0] += count
         total[1] += count * share * size * (2 if kind == "all-reduce" else 1)
 
-    readers = set(work.stream.axes) & set(mesh)
+    readers = tuple(name for name in work.readers if name in mesh)
     for weight in work.weights:
-        gathered = tuple({name for axes in weight.resting for name in axes} - set(weight.used))
+        gathered = weight.shared(mesh)
         size, uses = 2 * weight.gathered(mesh) / weight.layers, parts * weight.layers
         add("all-gather", gathered, uses * (1 + work.again * (weight.layers > 1)), size)
-        # The TPU compiler scatters a sum where it is over the shards alone, in at most two dimensions of the network.
-        alone = readers <= set(gathered) and topology.dimensions(mesh, gathered) < 3
-        add("reduce-scatter" if alone else "all-reduce", (*gathered, *readers), uses, size)
-    add("all-reduce", work.summed, work.sums * parts, work.stream.on_chip(mesh) * rows / parts)
+        add("reduce-scatter" if _scatters(work, weight, mesh) else "all-reduce", (*gathered, *readers), uses, size)
+    for each in work.exchanges:
+        add(each.kind, each.axes, each.count * parts, each.array.on_chip(mesh) * rows / parts)
     found = [Collective(kind=kind, axes=axes, count=int(n), bytes=size) for (kind, axes), (n, size) in sums.items()]
     return tuple(sorted(found, key=lambda each: -each.bytes))
 

@@ -20,6 +20,8 @@ class Chip:
         link_bandwidth: bytes/s that it sends to other chips of its slice or node with all links at once.
         clock: Hz of the cycles that a TPU's compiler counts; not in the data sheets, assumed from the peak and the
             units that make it.
+        vector_memory_bytes: of memory on the chip that arrays are kept in rather than in device memory where they fit
+            (a TPU's VMEM, of all its cores; `jax.experimental.pallas.tpu.get_tpu_info` knows it).
     """
 
     name: str
@@ -29,6 +31,7 @@ class Chip:
     source: str
     link_bandwidth: float | None = None
     clock: float | None = None
+    vector_memory_bytes: float = 0
 
 
 # Keys are lower-case fragments of `jax.Device.device_kind`, the more particular ones first.
@@ -47,19 +50,19 @@ CHIPS = {
     ),
     "v6 lite": Chip(
         name="TPU v6e", bf16_flops=918e12, memory_bytes=32 * 2**30, memory_bandwidth=1.64e12,
-        source="Cloud TPU v6e page", link_bandwidth=400e9, clock=1.75e9,
+        source="Cloud TPU v6e page", link_bandwidth=400e9, clock=1.75e9, vector_memory_bytes=128 * 2**20,
     ),
     "v5 lite": Chip(
         name="TPU v5e", bf16_flops=197e12, memory_bytes=16 * 2**30, memory_bandwidth=0.82e12,
-        source="Cloud TPU v5e page", link_bandwidth=200e9, clock=1.5e9,
+        source="Cloud TPU v5e page", link_bandwidth=200e9, clock=1.5e9, vector_memory_bytes=128 * 2**20,
     ),
     "v5": Chip(
         name="TPU v5p", bf16_flops=459e12, memory_bytes=95 * 2**30, memory_bandwidth=2.765e12,
-        source="Cloud TPU v5p page", link_bandwidth=600e9, clock=1.75e9,
+        source="Cloud TPU v5p page", link_bandwidth=600e9, clock=1.75e9, vector_memory_bytes=128 * 2**20,
     ),
     "v4": Chip(
         name="TPU v4", bf16_flops=275e12, memory_bytes=32 * 2**30, memory_bandwidth=1.2e12,
-        source="Cloud TPU v4 page", link_bandwidth=300e9, clock=1.05e9,
+        source="Cloud TPU v4 page", link_bandwidth=300e9, clock=1.05e9, vector_memory_bytes=32 * 2**20,
     ),
 }  # fmt: skip
 

@@ -96,10 +96,6 @@ class Topology:
             use += 0 if reached == 1 else 0.5 if line else 1
         return use / len(self.shape)
 
-    def dimensions(self, mesh: Mapping[str, int], axes: Sequence[str]) -> int:
-        """In how many dimensions of the network the chips of a group over mesh axes differ."""
-        return sum(reached > 1 for reached in self._reach(mesh, axes))
-
     def _reach(self, mesh: Mapping[str, int], axes: Sequence[str]) -> list[int]:
         """Places along each dimension that the chips of a group have."""
         places = np.indices(self.shape).reshape(len(self.shape), *mesh.values())

@@ -18,6 +18,7 @@ from experiments.pricing import check_fit, price_table, prices
 from experiments.runs import Run
 from models import zoo
 from models.execution import Precision, Remat
+from parallel.context import Context
 from parallel.topology import Topology
 
 HERE, POD = Topology.parse("cpu:8"), Topology.parse("v5e:4x4")
@@ -80,8 +81,8 @@ def test_what_cannot_be_is_told_with_what_could():
     )
     assert 64 <= chips <= 128  # 70 GiB a chip of 16, on 16 of them
     assert "these fit: --mesh" in suggestions(Layouts(RUN, POD, Placement()))
-    with pytest.raises(ValueError, match="no mesh of 16 chips suits 3 rows"):
-        Layouts(replace(RUN, batch=3), POD, Placement(remat=Remat.FULL)).search(compiled=0)
+    with pytest.raises(ValueError, match="no mesh of 16 chips suits 17 rows"):
+        Layouts(replace(RUN, batch=17), POD, Placement(remat=Remat.FULL)).search(compiled=0)
 
 
 @pytest.mark.parametrize(
@@ -89,14 +90,17 @@ def test_what_cannot_be_is_told_with_what_could():
     [
         ("llama", dict(width=4096, depth=32, heads=32, vocab=32_000), 4096, 256, "v5p:4x4x4", 12.33),
         ("llama", dict(width=1024, depth=8, heads=8, vocab=32_000), 1024, 64, "v5p:4x4x4", 0.658),
-        ("bert", dict(width=512, depth=4, heads=4, vocab=8192), 512, 256, "v5e:4x4", 0.444),
+        ("llama", dict(width=512, depth=4, heads=4, vocab=8192), 512, 256, "v5e:4x4", 0.366),
+        ("bert", dict(width=512, depth=4, heads=4, vocab=8192), 512, 256, "v5e:4x4", 0.241),
+        ("t5", dict(width=512, depth=4, heads=4, vocab=8192), 512, 256, "v5e:4x4", 0.289),
     ],
 )
 def test_memory_is_what_the_tpu_compiler_said(family, shape, length, batch, topology, gib):
     """Recorded; `test_pods.py` asks it again."""
+    architecture = zoo.make(family, length=length, **shape)
     run = replace(
-        RUN, architecture=zoo.make(family, length=length, **shape), data=DataConfig(length=length), batch=batch,
-        objective=named(USUAL[Sides.ENCODER if family == "bert" else Sides.DECODER], Ids(vocab=shape["vocab"])),
+        RUN, architecture=architecture, data=DataConfig(length=length), batch=batch,
+        objective=named(USUAL[Sides.of(architecture)], Ids(vocab=shape["vocab"])),
         precision=Precision.BFLOAT16,
     )  # fmt: skip
     topology = Topology.parse(topology)
@@ -120,6 +124,21 @@ def test_time_is_what_the_tpu_compiler_said():
     }
     assert told == pytest.approx(recorded, rel=0.15)
     assert min(told, key=told.get) == (Remat.DOTS, 1)
+
+
+def test_rows_fewer_than_chips_are_split():
+    few = Layouts(replace(RUN, batch=2), HERE, Placement(remat=Remat.FULL))
+    tried = {each.mesh for each in few.all([Remat.FULL])}
+    assert "sequence" in "".join(tried)
+    split = few.predict(replace(few.layout, mesh="fsdp=2,sequence=4"))
+    (exchanged,) = (each for each in split.collectives if each.kind == "all-to-all")
+    heads = 2 * 2 / 8 * 32 * 64  # of a chip, in float32 as all else: queries, keys, values, and what comes of them
+    assert exchanged.axes == ("sequence",)
+    assert exchanged.count == 2 * 4 * 3
+    assert exchanged.bytes == pytest.approx(exchanged.count * 3 / 4 * 2 * heads)
+    assert not any("sequence" in each.mesh for each in Layouts(RUN, HERE, few.layout).all([Remat.FULL]))
+    with pytest.raises(ValueError, match="for the compiler to say"):
+        few.predict(replace(few.layout, mesh="fsdp=2,sequence=4", context=Context.RING))
 
 
 SWEEP = ["sweep", "--budgets", "1e10", "--sizes", "1", "--tokens-per-param", "20", "60", "--batch", "4"]

@@ -29,10 +29,8 @@ def run_of(architecture, *, length, batch):
 
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:4x4x4", "v6e:16x16"])
 @pytest.mark.parametrize("family", ["llama", "bert", "t5"])
-def test_a_slice_needs_what_arithmetic_says(family, topology, request):
+def test_a_slice_needs_what_arithmetic_says(family, topology):
     pytest.importorskip("libtpu")
-    if (family, topology) == ("llama", "v5e:4x4"):
-        request.applymarker(pytest.mark.xfail(reason="arithmetic says 505 MB and the compiler takes 393"))
     topology = Topology.parse(topology)
     architecture = zoo.make(family, width=512, depth=4, heads=4, vocab=8192, length=512)
     placement = Placement(mesh=f"fsdp=16,data={topology.chips // 16}", remat=Remat.FULL)
@@ -41,10 +39,7 @@ def test_a_slice_needs_what_arithmetic_says(family, topology, request):
     assert compiled.fits
     assert 0 < compiled.mfu < 1
     assert compiled.memory.parameters == pytest.approx(layouts.run.cost.params * 4 / 16, rel=0.02)
-    if family == "t5":  # scores of unfused attention, which arithmetic counts whole, are partly never written
-        assert told.memory_needed > 0.85 * compiled.memory_needed
-    else:
-        assert told.memory_needed == pytest.approx(compiled.memory_needed, rel=0.15)
+    assert told.memory_needed == pytest.approx(compiled.memory_needed, rel=0.15)
 
 
 def test_too_much_is_refused_with_what_would_fit(capsys):

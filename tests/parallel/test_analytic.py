@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from parallel.analytic import COPIES, Split, Weight, Work, predict
+from parallel.analytic import COPIES, Exchange, Split, Weight, Work, predict
 from parallel.topology import Topology
 
 POD, FLAT, ROW = Topology.parse("v5p:4x4x4"), Topology.parse("v5e:4x4"), ("data", "fsdp")
 KERNEL = Weight(name="kernel", shape=(8, 1024, 4096), resting=((), ("fsdp",), ("tensor",)), used=("tensor",), layers=8)
 WORK = Work(
-    weights=(KERNEL,), moments=2.0, saved=(Split(1e6, ROW),), kept=(), block=(Split(1e5, ROW),), saved_block=(),
-    body=(Split(8e5, ROW),), logits=Split(4e6, (*ROW, "tensor")), stream=Split(2e6, ROW), sums=10,
-    summed=("tensor",), flops=3e12, executed=4e12, again=1,
+    weights=(KERNEL,), moments=2.0, saved=(Split(1e6, ROW),), kept=(), block=(Split(1e5, ROW),), scores=(),
+    saved_block=(), body=(Split(8e5, ROW),), logits=Split(4e6, (*ROW, "tensor")), readers=ROW,
+    exchanges=(Exchange(kind="all-reduce", axes=("tensor",), count=10, array=Split(2e6, ROW)),),
+    flops=3e12, executed=4e12, again=1,
 )  # fmt: skip
 
 
@@ -52,12 +53,13 @@ def test_a_layer_is_gathered_forward_and_again_and_its_gradient_scattered():
     assert parted["all-gather", ("fsdp",)].bytes == pytest.approx(4 * 2 * whole)
 
 
-def test_over_three_dimensions_or_with_copies_gradients_are_summed_whole():
+def test_over_many_shards_or_with_copies_gradients_are_summed_whole():
     found = by_kind(told(fsdp=64))
     assert set(found) == {("all-gather", ("fsdp",)), ("all-reduce", ("fsdp",))}
     assert found["all-reduce", ("fsdp",)].bytes == pytest.approx(2 * 63 / 64 * 2 * KERNEL.size)
     copies = by_kind(told(FLAT, data=4, fsdp=4))
     assert set(copies) == {("all-gather", ("fsdp",)), ("all-reduce", ("data", "fsdp"))}
+    assert ("reduce-scatter", ("fsdp",)) in by_kind(told(fsdp=16, tensor=4))
     assert set(by_kind(told(data=64))) == {("all-reduce", ("data",))}
 
 
@@ -75,6 +77,18 @@ def test_time_is_no_less_than_products_at_the_peak_and_bytes_over_the_links():
     least = sent["all-reduce", ("tensor",)].bytes / along + sent["all-gather", ("fsdp",)].bytes / (2 * along)
     assert found.network_seconds > least
     assert found.mfu == pytest.approx(3e12 * 64 / (64 * POD.chip.bf16_flops) / found.step_seconds)
+
+
+def test_nearer_memory_takes_of_a_block_and_not_of_logits():
+    rows, alone = 6400, dict(block=(), scores=())
+    small = replace(WORK, weights=(), logits=Split(0.0), block=(Split(1e6, ROW),), scores=(Split(2e6, ROW),))
+    assert told(work=replace(small, weights=(KERNEL,)), rows=rows, fsdp=64).memory.temporaries == pytest.approx(
+        told(work=small, rows=rows, fsdp=64).memory.temporaries
+        + 3 * 2 * KERNEL.size / 8  # weights, the next, gradients
+    )
+    held = told(work=small, rows=rows, fsdp=64).memory.temporaries
+    assert held == 4 * 1e6 * 100 + 2 * 2e6 * 100 - POD.chip.vector_memory_bytes
+    assert told(work=replace(small, logits=WORK.logits, **alone), rows=rows, fsdp=64).memory.temporaries == 4e6 * 100
 
 
 def test_what_loops_keep_in_stacks_is_written_and_read_twice_more():
