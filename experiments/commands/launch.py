@@ -156,11 +156,12 @@ class TpuCommand(_Launcher):
     r"""Ask Google Cloud for TPU machines that run the command as they start, and watch until it has ended.
 
     Slices that are taken away are asked for again, and the run goes on from its newest checkpoint, so its folder must
-    be one that all machines see, such as a mounted bucket. When the command has ended, the slices are given back.
-    The same command again watches again. Needs the extra `gcp`.
+    be in a bucket, since the disks of new machines are empty. The machines need the extra `gcs` in the image, and
+    their service account the roles Storage Object User and Storage Legacy Bucket Reader. When the command has ended,
+    the slices are given back. The same command again watches again. Needs the extra `gcp` here.
 
         scaling launch tpu --project p --zone us-east5-a --accelerator v6e-256 --slices 2 --image IMAGE \
-            -- train --placement.mesh replica=2,fsdp=256 -o /mnt/bucket/runs
+            -- train --placement.mesh replica=2,fsdp=256 -o gs://bucket/runs
     """
 
     project: str
@@ -180,7 +181,7 @@ class TpuCommand(_Launcher):
     image: str = ""
     """Container with this project in it; without one the command runs on the machine itself."""
     setup: tuple[str, ...] = ()
-    """Shell commands that every machine runs first, to mount a bucket or to install this project."""
+    """Shell commands that every machine runs first, to fetch the text or to install this project."""
     runtime: str = ""
     """Image of the machines; the usual one of the generation otherwise."""
     network: str = ""
@@ -205,10 +206,12 @@ class TpuCommand(_Launcher):
 class GkeCommand(_Launcher):
     r"""Submit a JobSet to a Kubernetes cluster with TPU slices (GKE), through the command `xpk`.
 
-    When a machine is lost, the JobSet is started again and the run goes on from its newest checkpoint.
+    When a machine is lost, the JobSet is started again and the run goes on from its newest checkpoint, so its folder
+    must be in a bucket, for which the image needs the extra `gcs`, and the cluster's service account the roles
+    Storage Object User and Storage Legacy Bucket Reader.
 
         scaling launch gke --cluster c --project p --zone us-east5-a --accelerator v5p-128 --slices 2 --image IMAGE \
-            -- train --placement.mesh replica=2,fsdp=64 -o /mnt/bucket/runs
+            -- train --placement.mesh replica=2,fsdp=64 -o gs://bucket/runs
     """
 
     cluster: str

@@ -38,6 +38,7 @@ class Command:
         scaling train --data.pairs en_es.tsv --model.family transformer
         scaling train ... --placement.mesh fsdp=4,tensor=2        # on eight devices
         scaling train ... --placement.mesh fsdp=2,sequence=4      # long rows, a quarter of each on a device
+        scaling train ... -o gs://bucket/runs                     # where disks do not last, or are not shared
         scaling train ... --dry-run                               # what it would cost
 
     How long: one of --steps, --tokens, --flops and --tokens-per-param.

@@ -2,7 +2,7 @@
 
 The launcher asks for the slices, waits for them, and watches. Every machine writes the status its command ended with
 where the service can read it (its guest attributes). Slices that are taken away are asked for again, up to a limit, and
-the run goes on from its newest checkpoint, which therefore must lie where all machines see it.
+the run goes on from its newest checkpoint, which therefore must lie where all machines see it, as gs://bucket/folder.
 
 Needs the extra `gcp` (the package google-cloud-tpu). https://docs.cloud.google.com/tpu/docs/queued-resources
 """

@@ -46,7 +46,6 @@ class Storage:
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asked over gRPC, which is not spoken here
             "FSSPEC_GCS_TOKEN": "anon",
-            "NO_PROXY": "127.0.0.1",
         }
 
     def names(self, bucket: str) -> list[str]:

@@ -85,3 +85,45 @@ def test_killed_while_a_checkpoint_was_written(run, prepared, storage, bucket, t
         found[url] = (folder.result(), metrics_in(folder.path))
     assert found[cut] == found[whole]
     assert len(found[whole][1]) == 24
+
+
+SWEEP = ["sweep", "--budgets", "5e9", "--sizes", "3", "--tokens-per-param", "2", "60", "--share", "0/1"]
+SMALL = ["--data.tokenizer", "bytes", "--data.length", "32", "--evaluation-rows", "16"]
+
+
+def sweep_into(output, text, home, *, workers):
+    command = [sys.executable, "-m", "experiments.cli", *SWEEP, *SMALL, "--data.text", str(text), "-o", str(output)]
+    environment = os.environ | {"HOME": str(home), "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    return subprocess.Popen([*command, "--workers", str(workers)], env=environment)
+
+
+def test_a_sweep_goes_on_where_the_disk_is_new(storage, bucket, tmp_path):
+    text, name = tmp_path / "text.txt", bucket.removeprefix("gs://")
+    text.write_text("\n\n".join(f"Paragraph {i} says that {i} times {i} is {i * i}." for i in range(2000)))
+    assert sweep_into(tmp_path / "here", text, tmp_path / "home", workers=1).wait(timeout=240) == 0
+    local = {path.parent.name: json.loads(path.read_bytes()) for path in tmp_path.glob("here/cells/*/result.json")}
+    assert len(local) == 3
+
+    def results():
+        names = [each for each in storage.names(name) if each.endswith("/result.json")]
+        return {each.split("/")[-2]: json.loads(storage.buckets[name][each][0]) for each in names}
+
+    def refuse(method, bucket, name):
+        if method == "POST" and name.endswith("/result.json") and len(results()) == 1:
+            first.kill()
+            return 503
+        return None
+
+    storage.refuse = refuse
+    first = sweep_into(f"{bucket}/sweep", text, tmp_path / "one", workers=1)
+    assert first.wait(timeout=240) == -signal.SIGKILL
+    finished = results()
+    assert len(finished) == 1
+
+    storage.refuse = lambda *request: None
+    asked = len(storage.requests)
+    assert sweep_into(f"{bucket}/sweep", text, tmp_path / "other", workers=2).wait(timeout=240) == 0
+    assert results() == local
+    posted = (each for method, _, each in storage.requests[asked:] if method == "POST" and "/cells/" in each)
+    written = {each.split("/")[2] for each in posted}
+    assert written == local.keys() - finished.keys()
