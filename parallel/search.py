@@ -89,8 +89,8 @@ class Found(Generic[Layout]):
         both = candidate.compiled and best.compiled and candidate.compiled.step_seconds is not None
         own, other = (each.compiled if both else each.predicted for each in (candidate, best))
         if own.step_seconds <= 1.005 * other.step_seconds:
-            more = candidate.estimate.memory_needed / best.estimate.memory_needed
-            return f"as fast, with {more:.2g} times the memory"
+            more = (candidate.estimate.memory_needed - best.estimate.memory_needed) / 2**30
+            return f"as fast, with {abs(more):.3g} GiB {'more' if more >= 0 else 'less'}"
         if own.network_seconds > own.compute_seconds:
             return f"network: {own.network_seconds:.3g} s against {other.step_seconds:.3g}"
         return f"compute: {own.compute_seconds:.3g} s against {other.step_seconds:.3g}"

@@ -55,8 +55,9 @@ class Command:
         scaling compile --topology cpu:8 --model.params 1e6 --length 256 --mesh fsdp=4,tensor=2
         scaling compile --topology v5p:4x4x4 --model.family llama --model.params 7e9 --batch 256 --search
 
-    A search considers every mesh, every --remat and every number of parts by arithmetic, asks the compiler about the
-    fastest few, and says why the others lose.
+    A search considers every mesh of data, fsdp and tensor shards (and of sequence, where rows are fewer than chips),
+    every --remat and every number of parts by arithmetic, asks the compiler about the fastest few, and says why the
+    others lose.
     """
 
     topology: str
@@ -224,14 +225,12 @@ def _to_dict(found: Found) -> dict:
 
 
 def _telling(found: Found) -> list[Candidate[Layout]]:
-    """Those compiled, and the first with each mesh and each policy."""
-    meshes, remats, told = set(), set(), []
-    for each in found.candidates:
-        if each.compiled or each.layout.mesh not in meshes or each.layout.remat not in remats:
-            told.append(each)
-        meshes.add(each.layout.mesh)
-        remats.add(each.layout.remat)
-    return told[:SHOWN]
+    """Those compiled, the first with each policy, and the first with each mesh, as far as there is room."""
+    told = [each for each in found.candidates if each.compiled]
+    for same in (lambda each: each.layout.remat, lambda each: each.layout.mesh):
+        firsts = {same(each): each for each in reversed(found.candidates)}
+        told += [each for each in found.candidates if each is firsts[same(each)] and each not in told]
+    return [each for each in found.candidates if each in told[:SHOWN]]
 
 
 def _print_search(console, run, found: Found) -> None:

@@ -61,6 +61,14 @@ def test_each_loser_is_told_why():
     assert why["talks"] == "network: 4 s against 2"  # as arithmetic has it of both
 
 
+def test_as_fast_is_told_with_what_it_needs():
+    layouts = {"first": said(2.0, 50), "more": said(2.0, 55), "less": said(2.005, 40)}
+    result = search(layouts, layouts.get, layouts.get, limit=None, most=0)
+    why = {each.layout: result.reason(each) for each in result.candidates}
+    assert why["more"] == "as fast, with 5 GiB more"
+    assert why["less"] == "as fast, with 10 GiB less"
+
+
 def test_nothing_fits_and_nothing_is_compiled():
     result, asked = found(limit=2**30)
     assert result.best is None
