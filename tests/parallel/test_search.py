@@ -62,7 +62,7 @@ def test_each_loser_is_told_why():
 
 
 def test_as_fast_is_told_with_what_it_needs():
-    layouts = {"first": said(2.0, 50), "more": said(2.0, 55), "less": said(2.005, 40)}
+    layouts = {"first": said(2.0, 50), "more": said(2.0, 55), "less": said(2.008, 40)}
     result = search(layouts, layouts.get, layouts.get, limit=None, most=0)
     why = {each.layout: result.reason(each) for each in result.candidates}
     assert why["more"] == "as fast, with 5 GiB more"
