@@ -42,6 +42,7 @@ class Layouts:
     run: Run
     topology: Topology
     layout: Layout
+    _compiled: dict[Layout, Estimate] = field(default_factory=dict, compare=False, repr=False)
     _works: dict[tuple, Work] = field(default_factory=dict, compare=False, repr=False)
     _traces: dict[tuple, list["_Residual"]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -59,8 +60,10 @@ class Layouts:
         return predict(work, **told)
 
     def compile(self, layout: Layout) -> Estimate:
-        """What the compiler says of it."""
-        return compile_step(self.run, layout, self.topology)
+        """What the compiler says of it, asked once."""
+        if layout not in self._compiled:
+            self._compiled[layout] = compile_step(self.run, layout, self.topology)
+        return self._compiled[layout]
 
     def all(self, remats: Sequence[Remat] = tuple(Remat)) -> Iterator[Layout]:
         """Every mesh that the batch and the architecture allow, with every policy and number of parts.
