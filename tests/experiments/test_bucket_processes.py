@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from experiments.runs import RunFolder
 pytestmark = pytest.mark.slow
 
 
-def train_on_machines(run, prepared, url, disks, *, processes, devices, kill_at=None, storage=None):
+def train_on_machines(run, prepared, url, disks, *, storage, processes, devices, kill_at=None, refuse_from=None):
     """Trains in processes each of which has a disk of its own; the exit status and last words of each.
 
     All are killed at the moment at which the service is asked to make the checkpoint of a step from `kill_at` on
-    complete.
+    complete. From that of step `refuse_from` on the service takes no more metrics.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -34,15 +35,18 @@ def train_on_machines(run, prepared, url, disks, *, processes, devices, kill_at=
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     settings = {"mesh": f"fsdp={processes * devices}" if processes > 1 else "", "checkpoint_steps": 5}
     job = {"run": to_json(run), "url": url, "prepared": str(prepared.folder), "settings": settings}
-    started = []
+    started, reached = [], set()
 
     def refuse(method, bucket, name):
         found = re.search(r"checkpoints/(\d+)/commit_success.txt$", name)
-        if kill_at is not None and method == "POST" and found and int(found[1]) >= kill_at:
+        step = int(found[1]) if found and method == "POST" else 0
+        if kill_at is not None and step >= kill_at:
             for process in started:
                 process.kill()
             return 503
-        return None
+        reached.add(step)
+        full = refuse_from is not None and max(reached) >= refuse_from
+        return 403 if full and method == "POST" and name.endswith("/metrics.jsonl") else None
 
     storage.refuse = refuse
     for process in range(processes):
@@ -85,6 +89,15 @@ def test_killed_while_a_checkpoint_was_written(run, prepared, storage, bucket, t
         found[url] = (folder.result(), metrics_in(folder.path))
     assert found[cut] == found[whole]
     assert len(found[whole][1]) == 24
+
+
+def test_a_bucket_that_refuses_ends_all_processes(run, prepared, storage, bucket, tmp_path):
+    settings = {"processes": 2, "devices": 1, "storage": storage, "refuse_from": 5}
+    began = time.monotonic()
+    outcomes = train_on_machines(replace(run, steps=24), prepared, f"{bucket}/run", tmp_path / "disks", **settings)
+    assert time.monotonic() - began < 150
+    assert all(status not in (0, -signal.SIGKILL) for status, _ in outcomes)
+    assert f"{bucket}/run cannot be written: permission denied" in outcomes[0][1]
 
 
 SWEEP = ["sweep", "--budgets", "5e9", "--sizes", "3", "--tokens-per-param", "2", "60", "--share", "0/1"]
