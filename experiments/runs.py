@@ -13,7 +13,7 @@ from typing import Any
 from experiments.buckets import CHECKPOINTS, Mirror, Place
 from experiments.configuration import from_json, to_json
 from experiments.data.examples import AnyExamples
-from experiments.data.prepare import DataConfig
+from experiments.data.packed import DataConfig
 from experiments.objectives import AnyObjective, Causal, Sides, Sparing
 from experiments.optimizer import AdamW, Schedule
 from models.cost import Cost

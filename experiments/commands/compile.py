@@ -102,7 +102,7 @@ class Command:
             jax.config.update("jax_platforms", "cpu")  # nothing is computed: do not wait for an accelerator
         from rich.console import Console
 
-        from experiments.data.prepare import DataConfig
+        from experiments.data.packed import DataConfig
         from experiments.layouts import Layouts
         from experiments.optimizer import Schedule
         from experiments.runs import Run

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.data.examples import AnyExamples, CaptionedImages, LabelledImages, LabelledText, TextPairs
 from experiments.data.images import AnyImages, ImageArrays, ImageFolders, ImageTfds
-from experiments.data.prepare import DataConfig, prepare
+from experiments.data.packed import DataConfig
+from experiments.data.prepare import prepare
 from experiments.data.prepared import Layout, Prepared
 from experiments.data.sequences import Sequences
 from experiments.data.sources import Documents, Embedded, TextFiles, Tfds

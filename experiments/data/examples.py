@@ -17,17 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data.images import AnyImages
-from experiments.data.prepare import (
-    Fate,
-    Preparable,
-    Progress,
-    check_share,
-    described,
-    fate,
-    make_tokenizer,
-    sample,
-    write_array,
-)
+from experiments.data.pieces import described, make_tokenizer, sample
+from experiments.data.prepare import Fate, Preparable, Progress, check_share, fate, write_array
 from experiments.data.prepared import Layout, SplitCounts
 from experiments.data.sources import Contents, Hasher
 from experiments.data.tables import AnyTable, Entry

@@ -1,4 +1,4 @@
-"""Source -> tokenizer -> fixed-length rows on disk, made once. Here is what holds for all data, and packed text.
+"""Source -> tokenizer -> fixed-length rows on disk, made once: what holds for all data.
 
 The rows depend on the documents' texts, the tokenizer's settings, the row length, the held-out share and the seed, and
 on nothing else: whether a document is held out, and where it comes in the shuffled order, is decided by a hash of its
@@ -7,16 +7,12 @@ duplicates fall on one side. A folder's name holds a fingerprint of all of it.
 
 A folder is written under another name and renamed when whole, so what bears the final name is complete. Two processes
 that prepare the same thing both do the work; the first to finish is believed and the other takes its result.
-
-Memory holds the largest document, a few million tokens and under 100 bytes a document, however large the corpus is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import heapq
-import itertools
 import json
 import os
 import platform
@@ -24,28 +20,18 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from experiments.data import pieces
-from experiments.data import tokenizer as tokenizers
-from experiments.data.prepared import Metadata, Prepared, SplitCounts, load
-from experiments.data.sequences import Sequences
-from experiments.data.sources import Contents, Embedded, Hasher, Source, TextFiles, TextSource, Tfds
-from experiments.data.tokenizer import Tokenizer, TokenizerConfig
+from experiments.data.prepared import Metadata, Prepared, load
+from experiments.data.sources import Contents, Source
 
 _FORMAT = 1  # raise it when the same configuration would give other rows
-_CHARACTERS = 1 << 20  # of text tokenised at once
-_TOKENS = 1 << 22  # of rows written at once
-_SAMPLE = 1 << 14  # characters taken together when sampling text for the tokenizer
 _RACY_NS = 2_000_000_000  # a file younger than this may change again without its times changing
-
-AnySource = Embedded | TextFiles | Sequences | Tfds
-"""Every kind of source of text."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share done of it, from 0 to 1."""
@@ -87,49 +73,6 @@ def fingerprint(config: Preparable, contents: Contents) -> str:
     """16 hexadecimal digits of a hash of everything that decides the rows made from these contents."""
     identity = {"format": _FORMAT, "contents": contents.sha256} | config.identity()
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What text to train on, and how it becomes rows of tokens.
-
-    Raises:
-        ValueError: for a length, share or seed out of range.
-    """
-
-    source: AnySource = field(default_factory=Embedded)
-    """Where the text comes from."""
-
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """How text becomes tokens."""
-
-    length: int = 256
-    """Tokens a row trains on."""
-
-    held_out: float = 0.05
-    """Share of the documents kept for evaluation."""
-
-    seed: int = 0
-    """Decides which documents are held out and their order."""
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"length must be at least 1 token, not {self.length}")
-        check_share(self.held_out)
-
-    @property
-    def title(self) -> str:
-        """How folders of such rows are called, before their fingerprint."""
-        return f"{self.tokenizer.kind.value}-length{self.length}"
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the rows, besides the source's contents."""
-        shares = {"length": self.length, "held_out": self.held_out, "seed": self.seed}
-        return shares | {"tokenizer": self.tokenizer.identity()}
-
-    def make(self, contents: Contents, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Tokenises, shuffles, packs."""
-        return _make(self, contents, folder, progress)
 
 
 def prepare(
@@ -236,177 +179,6 @@ def fate(data: bytes, config: Preparable) -> Fate:
     return Fate(split < config.held_out * 2**64, place, digest)
 
 
-def _make(config: DataConfig, contents: Contents, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Fills `folder`."""
-    progress("training the tokenizer", 0.0)
-    texts = lambda: (document.text for document in config.source.documents())  # noqa: E731
-    tokenizer = make_tokenizer(config.tokenizer, texts, lambda: _sample(config))
-    tokenizer.save(folder / "tokenizer.model")
-    spool = folder / "spool"
-    with open(spool, "wb") as file:
-        table = _tokenize(config, tokenizer, contents, file, progress)
-    tokens = np.memmap(spool, _dtype(tokenizer), mode="r").view(np.ndarray) if spool.stat().st_size else np.zeros(0)
-    counts = {}
-    for name, held_out in (("held_out", True), ("train", False)):
-        progress(f"writing {name} rows", 0.0)
-        counts[name] = _write_rows(folder / f"{name}.npy", tokens, table, held_out, config, contents)
-    del tokens
-    spool.unlink()
-    return counts | described(config.tokenizer, tokenizer)
-
-
-def described(config: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What metadata says of a tokenizer."""
-    return {"tokenizer": config.identity(), "tokenizer_sha256": tokenizer.sha256, "vocab": tokenizer.vocab}
-
-
-def _dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
-    return np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32
-
-
-def make_tokenizer(
-    config: TokenizerConfig, texts: Callable[[], Iterable[str]], sample: Callable[[], list[str]]
-) -> Tokenizer:
-    """The tokenizer of a configuration.
-
-    Args:
-        config: which one.
-        texts: asked for all texts, held-out ones too, where the vocabulary is what they are made of.
-        sample: asked for training text where there is a tokenizer to train.
-    """
-    if config.kind.symbols:
-        tokenizer = tokenizers.SymbolTokenizer.of(config.kind, texts())
-    elif config.kind is tokenizers.Kind.BYTES:
-        tokenizer = tokenizers.ByteTokenizer()
-    elif config.kind is tokenizers.Kind.FILE:
-        tokenizer = tokenizers.load(config.path)
-    else:
-        tokenizer = pieces.train(sample(), kind=config.kind, vocab=config.vocab)
-    return tokenizer.reserve(config.extra) if config.extra else tokenizer
-
-
-def _sample(config: DataConfig) -> list[str]:
-    """A sample of the training documents."""
-    decided = ((document.text, fate(document.text.encode(), config)) for document in config.source.documents())
-    texts = ((text, one.digest) for text, one in decided if not one.held_out)
-    return sample(texts, config.tokenizer.sample_bytes)
-
-
-def sample(texts: Iterable[tuple[str, bytes]], most: int) -> list[str]:
-    """The chunks of texts whose hash, with the digest beside each text, is smallest, up to so many bytes."""
-    heap: list[tuple[int, int, str]] = []  # the largest hash on top
-    size = 0
-    for text, digest in texts:
-        for start in range(0, len(text), _SAMPLE):
-            chunk = text[start : start + _SAMPLE]
-            key = hashlib.sha256(digest + start.to_bytes(8, "little")).digest()
-            cost = len(chunk.encode())
-            heapq.heappush(heap, (-int.from_bytes(key[:8], "little"), cost, chunk))
-            size += cost
-            while size - heap[0][1] >= most:
-                size -= heapq.heappop(heap)[1]
-    return [chunk for _, _, chunk in sorted(heap)]
-
-
-class _Table(NamedTuple):
-    """One entry a document, in source order."""
-
-    held_out: np.ndarray  # bool
-    place: np.ndarray  # uint64, the order of the shuffled documents
-    bytes: np.ndarray  # int64
-    tokens: np.ndarray  # int64, with BOS and EOS
-
-
-def _tokenize(
-    config: DataConfig, tokenizer: Tokenizer, contents: Contents, file: BinaryIO, progress: Progress
-) -> _Table:
-    """Writes the tokens of all documents in source order.
-
-    Raises:
-        ValueError: if the tokenizer loses text, or the files are no longer those that were hashed.
-    """
-    hasher = Hasher()
-    blocks: list[_Table] = []
-    done = 0
-    for names, texts in _blocks(config.source):
-        progress("tokenising", done / max(contents.bytes, 1))
-        encoded = [text.encode() for text in texts]
-        fates = [fate(data, config) for data in encoded]
-        for name, data in zip(names, encoded, strict=True):
-            hasher.add(name, data)
-        ids = tokenizer.encode_all(texts)
-        counts = np.asarray([len(tokens) + 2 for tokens in ids], np.int64)
-        flat = np.fromiter(
-            itertools.chain.from_iterable((tokenizer.bos, *tokens, tokenizer.eos) for tokens in ids),
-            _dtype(tokenizer),
-            count=int(counts.sum()),
-        )
-        sizes = np.asarray([len(data) for data in encoded], np.int64)
-        spelled = np.add.reduceat(tokenizer.bytes_per_token[flat], np.cumsum(counts) - counts)
-        if (lossy := np.flatnonzero(spelled != sizes)).size:
-            raise ValueError(
-                f"the tokenizer loses text of document {names[lossy[0]]} (it has no bytes for unknown characters, or "
-                "normalises); losses could not be compared per byte. Use another model"
-            )
-        file.write(flat.tobytes())
-        done += int(sizes.sum())
-        held_out = np.asarray([one.held_out for one in fates], bool)
-        blocks.append(_Table(held_out, np.asarray([one.place for one in fates], np.uint64), sizes, counts))
-    if hasher.contents() != contents:
-        raise ValueError("the source's files changed while they were read; run again")
-    if not blocks:
-        raise ValueError("the source holds no text")
-    return _Table(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
-
-
-def _blocks(source: TextSource) -> Iterator[tuple[list[str], list[str]]]:
-    """Names and texts of documents, gathered to a few MB."""
-    names: list[str] = []
-    texts: list[str] = []
-    size = 0
-    for document in source.documents():
-        names.append(document.name)
-        texts.append(document.text)
-        size += len(document.text)
-        if size >= _CHARACTERS:
-            yield names, texts
-            names, texts, size = [], [], 0
-    if names:
-        yield names, texts
-
-
-def _write_rows(
-    path: Path, tokens: np.ndarray, table: _Table, held_out: bool, config: DataConfig, contents: Contents
-) -> SplitCounts:
-    """Concatenates a split's documents in shuffled order and cuts them into rows.
-
-    Raises:
-        ValueError: if they do not fill one row.
-    """
-    chosen = np.flatnonzero(table.held_out == held_out)
-    chosen = chosen[np.argsort(table.place[chosen], kind="stable")]  # equal places are equal documents
-    ends = np.cumsum(table.tokens)
-    width = config.length + 1
-    total = int(table.tokens[chosen].sum())
-    n_rows = total // width
-    if not n_rows:
-        name, more = ("held-out", "larger") if held_out else ("training", "smaller")
-        raise ValueError(
-            f"{len(chosen)} of {contents.documents} documents are {name}, with {total} tokens, less than one row of "
-            f"{width}; give more text or more documents (lines or paragraphs instead of files), a {more} held-out "
-            "share, or a smaller length"
-        )
-    sha = write_array(path, _gather(tokens, (ends - table.tokens)[chosen], ends[chosen]), (n_rows, width), tokens.dtype)
-    return SplitCounts(
-        documents=len(chosen),
-        bytes=int(table.bytes[chosen].sum()),
-        tokens=total,
-        rows=n_rows,
-        dropped=total - n_rows * width,
-        sha256=sha,
-    )
-
-
 def write_array(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: np.dtype) -> str:
     """Writes the first entries of blocks as a `.npy` of that shape, and returns their hash."""
     sha, left = hashlib.sha256(), shape[0] * shape[1]
@@ -420,10 +192,3 @@ def write_array(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int]
             file.write(data)
             sha.update(data)
     return sha.hexdigest()
-
-
-def _gather(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:
-    """The documents' tokens in the order given, several documents at a time."""
-    group = np.cumsum(ends - starts) // _TOKENS
-    for chosen in np.split(np.arange(len(starts)), np.flatnonzero(np.diff(group)) + 1):
-        yield np.concatenate([tokens[start:end] for start, end in zip(starts[chosen], ends[chosen], strict=True)])

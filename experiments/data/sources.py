@@ -2,7 +2,7 @@
 
 Here are the sources of text; `sequences` has that of symbols, `tables` and `images` have those of labelled text, pairs
 and images. A new source of text is one new subclass of `TextSource` (say which files are read, and read them) and one
-more name in `prepare.AnySource`.
+more name in `packed.AnySource`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from experiments.commands.options import prepare_with_progress
 from experiments.configuration import to_json
-from experiments.data.prepare import DataConfig
+from experiments.data.packed import DataConfig
 from experiments.data.prepared import Prepared
 from experiments.data.tokenizer import TokenizerConfig
 from experiments.objectives import Causal

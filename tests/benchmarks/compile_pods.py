@@ -18,7 +18,7 @@ from dataclasses import replace
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed: do not wait for an accelerator
 
-from experiments.data.prepare import DataConfig
+from experiments.data.packed import DataConfig
 from experiments.layouts import Layouts
 from experiments.optimizer import Schedule
 from experiments.placement import Layout

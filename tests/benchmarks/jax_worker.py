@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.data.prepare import DataConfig
+from experiments.data.packed import DataConfig
 from experiments.objectives import Causal, Masked, Sides, SpanCorruption
 from experiments.objectives.vocabulary import Vocabulary
 from experiments.optimizer import Schedule

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.configuration import from_json, to_json
-from experiments.data.prepare import DataConfig
+from experiments.data.packed import DataConfig
 from experiments.data.sources import Documents, Embedded, TextFiles, Tfds
 from experiments.data.tokenizer import Kind, TokenizerConfig
 from experiments.objectives import Causal
@@ -143,7 +143,7 @@ def edited(value, path, new):
         ("evaluation_rows", 1.0, "run.evaluation_rows: want int, not 1.0"),
         ("data", 3, "run.data: cannot be 3"),
         ("data.source", "text", "run.data.source: cannot be 'text'"),
-        ("data.source.kind", "Textfiles", "run.data.source: kind 'Textfiles' is not one of Embedded, TextFiles, Tfds"),
+        ("data.source.kind", "Textfiles", "run.data.source: kind 'Textfiles' is not one of Embedded, TextFiles, Sequences, Tfds"),
         ("data.source.paths", "a.txt", "run.data.source.paths: want a list, not 'a.txt'"),
         ("architecture.decoder.pattern.0.mixer.heads", "2", "run.architecture.decoder.pattern.0.mixer.heads: want int"),
         ("objective.kind", "Prefix", "run.objective: kind 'Prefix' is not one of Causal, Masked"),

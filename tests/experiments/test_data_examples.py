@@ -9,7 +9,8 @@ import pytest
 
 from experiments.data.examples import CaptionedImages, LabelledImages, LabelledText, TextPairs
 from experiments.data.images import ImageArrays, ImageFolders, ImageTfds
-from experiments.data.prepare import DataConfig, prepare
+from experiments.data.packed import DataConfig
+from experiments.data.prepare import prepare
 from experiments.data.prepared import load
 from experiments.data.sources import TextFiles
 from experiments.data.tables import TableFiles, TfdsTable

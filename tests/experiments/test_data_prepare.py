@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments.data import prepare as preparing
-from experiments.data.prepare import DataConfig, fingerprint, prepare
+from experiments.data import packed, pieces
+from experiments.data.packed import DataConfig
+from experiments.data.prepare import fingerprint, prepare
 from experiments.data.prepared import load
 from experiments.data.sources import Documents, Embedded, TextFiles
 from experiments.data.tokenizer import Kind, TokenizerConfig
@@ -75,14 +76,14 @@ def test_bits_per_byte_is_exact(tmp_path, text):
 
 def test_tokenizer_is_trained_on_training_documents_only(tmp_path, text):
     seen = []
-    original = preparing.pieces.train
+    original = pieces.train
 
     def spy(texts, **settings):
         seen.extend(texts)
         return original(texts, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing.pieces, "train", spy)
+        patch.setattr(pieces, "train", spy)
         prepared = prepare(config_of(text, tokenizer=BPE), tmp_path / "out")
     held_out = set(documents_in(prepared, prepared.held_out)[:-1])
     assert held_out
@@ -96,7 +97,7 @@ def test_tokenizer_sample_is_bounded_and_does_not_depend_on_the_order_of_documen
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     small = dataclasses.replace(BPE, sample_bytes=12_000)
     configs = [config_of(TextFiles((str(tmp_path / f"{name}.txt"),), Documents.LINE), tokenizer=small) for name in "ab"]
-    samples = [preparing._sample(config) for config in configs]
+    samples = [packed._sample(config) for config in configs]
     assert samples[0] == samples[1]
     assert 12_000 <= sum(len(chunk.encode()) for chunk in samples[0]) < 12_200
     a, b = (prepare(config, tmp_path / "out") for config in configs)
@@ -238,7 +239,7 @@ def test_an_error_on_the_way_leaves_nothing(tmp_path, text, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preparing, "_write_rows", full)
+    monkeypatch.setattr(packed, "_write_rows", full)
     with pytest.raises(OSError, match=r"cannot write prepared rows in .*out: .*No space left on device"):
         prepare(config_of(text), tmp_path / "out")
     with pytest.raises(OSError, match=r"cannot write prepared rows in .*text\.txt/out: .*Not a directory"):
@@ -294,9 +295,9 @@ def test_large_vocabularies_need_wider_numbers():
     class Wide:
         vocab = 65_537
 
-    assert preparing._dtype(Wide()) is np.uint32
+    assert packed._dtype(Wide()) is np.uint32
     Wide.vocab = 65_536
-    assert preparing._dtype(Wide()) is np.uint16
+    assert packed._dtype(Wide()) is np.uint16
 
 
 def test_configuration_reads_from_dotted_options():

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.commands.compile import Ids
-from experiments.data.prepare import DataConfig
+from experiments.data.packed import DataConfig
 from experiments.layouts import Layouts
 from experiments.objectives import Sides
 from experiments.objectives.named import USUAL, named

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.configuration import from_json, to_json
-from experiments.data.prepare import DataConfig
+from experiments.data.packed import DataConfig
 from experiments.data.sources import Embedded, TextFiles
 from experiments.data.tokenizer import Kind, TokenizerConfig
 from experiments.objectives import Masked, Vocabulary

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from experiments import train as trainer
-from experiments.data.prepare import DataConfig, prepare
+from experiments.data.packed import DataConfig
+from experiments.data.prepare import prepare
 from experiments.data.prepared import Prepared
 from experiments.data.sources import Documents, TextFiles
 from experiments.data.tokenizer import Kind, TokenizerConfig

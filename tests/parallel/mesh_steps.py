@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from experiments.data.prepare import DataConfig
+from experiments.data.packed import DataConfig
 from experiments.objectives import Causal, Masked, Prefixed, SequenceToSequence, Vocabulary
 from experiments.optimizer import AdamW, Schedule
 from experiments.placement import Placement

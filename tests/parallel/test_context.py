@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import reshard
 from mesh_steps import IDS, SIZES, Bench, assert_step_of_one_device, mesh_of
 
-from experiments.data.prepare import DataConfig
+from experiments.data.packed import DataConfig
 from experiments.objectives import Causal, SequenceToSequence
 from experiments.optimizer import Schedule
 from experiments.placement import Placement
