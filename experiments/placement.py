@@ -1,7 +1,9 @@
 """Where and how a run is computed, and whether it can be."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from experiments.objectives import Prefixed
@@ -54,6 +56,22 @@ class Layout:
 
     def __post_init__(self) -> None:
         MeshShape.parse(self.mesh)  # a mistyped axis is told before anything is read, or submitted
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """The mesh of these devices, or of all there are.
+
+        Raises:
+            ValueError: if they are not as many; where there is but a CPU, it says how to imitate more.
+        """
+        shape = MeshShape.parse(self.mesh)
+        try:
+            return shape.build(devices)
+        except ValueError as error:
+            wanted, found = shape.devices or 0, jax.devices() if devices is None else devices
+            if wanted <= len(found) or found[0].platform != "cpu" or jax.process_count() > 1:
+                raise
+            command = f"scaling launch local --processes 1 --devices {wanted} -- train ..."
+            raise ValueError(f"{error}; to try it on this machine: {command}") from None
 
     def execution(self, run: Run, mesh: Mesh | AbstractMesh, *, platform: str | None = None) -> Execution:
         """How to compute the run's architecture on a mesh; `platform` is that of a mesh without devices."""

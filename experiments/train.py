@@ -40,7 +40,6 @@ from models.layers import initialize
 from models.transformer import Model, declare
 from parallel.distributed import asked_to_stop, from_lead, is_lead
 from parallel.flags import Flags, compiler_options
-from parallel.mesh import MeshShape
 from parallel.sharding import abstract, born_sharded
 from parallel.watchdog import Watchdog
 
@@ -203,7 +202,7 @@ def train(
         folder.record(run)
 
     # Where: mesh and layout.
-    mesh = MeshShape.parse(placement.mesh).build(devices)
+    mesh = placement.build(devices)
     if run.objective.couples_rows and placement.accumulate > 1:
         raise ValueError(f"a {run.objective.label} loss is of a whole batch, which cannot be computed in parts")
     checkpoints = Checkpoints(folder.checkpoints, keep=placement.checkpoints)

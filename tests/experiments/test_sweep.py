@@ -208,7 +208,8 @@ def test_a_disk_that_fills_up_in_mid_run(run, prepared, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "mesh", "message"),
     [
-        ({}, "data=3", r"mesh data=3 needs 3 devices and there are 8"),
+        ({}, "data=3", r"mesh data=3 needs 3 devices and there are 8$"),
+        ({}, "fsdp=4,expert=4", r"needs 16 devices and there are 8; to try .* --devices 16 -- train"),
         ({}, "data=-1,tensor=3", r"needs a multiple of 3 devices and there are 8"),
         ({}, "fsdq=8", r"mesh axis 'fsdq' does not exist; did you mean 'fsdp'\?"),
         ({"batch": 12}, "", r"a batch of 12 rows cannot be shared equally by 8 devices \(data\)"),
