@@ -74,8 +74,8 @@ class Command:
     """Vocabulary."""
     batch: int | None = None
     """Rows per step, on all chips; one for each chip by default."""
-    precision: Precision = Precision.BFLOAT16
-    """Type of activations."""
+    precision: Precision | None = None
+    """Type of activations; by default what is fast there: bfloat16, on a CPU float32."""
     search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Find the fastest layout that fits; --mesh, --accumulate and --remat are then not given."""
     compiled: int = 4
@@ -108,10 +108,11 @@ class Command:
         from experiments.runs import Run
 
         architecture = self.model.build(self.vocab, self.length)
+        fast = Precision.FLOAT32 if topology.platform == "cpu" else Precision.BFLOAT16
         run = Run(
             architecture=architecture, data=DataConfig(length=self.length), rows="", schedule=Schedule(),
             objective=named(self.objective or USUAL[Sides.of(architecture)], Ids(vocab=self.vocab)),
-            batch=self.batch or topology.chips, steps=1, precision=self.precision,
+            batch=self.batch or topology.chips, steps=1, precision=self.precision or fast,
         )  # fmt: skip
         layouts = Layouts(run, topology, self.layout)
         console = Console(stderr=self.json, width=None if sys.stdout.isatty() else WIDE)

@@ -1,6 +1,7 @@
 """What a compiled program is said to exchange, against what its layout makes it exchange; topologies; the command."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +143,21 @@ def test_the_command_says_what_a_step_holds_and_exchanges(capsys, monkeypatch):
     assert said["step_seconds_estimate"] is None  # a CPU's compiler counts no cycles
     assert main(["compile", "--topology", "cpu:8", *size, "--batch", "12"]) == 1
     assert "12 rows cannot be shared equally by 8 devices (fsdp)" in capsys.readouterr().err
+    assert main(["compile", "--topology", "cpu:8", *size, "--microbatches", "2"]) == 1
+    assert "microbatches and rounds are of a pipeline" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        (["--mesh", "fsdp=2,sequence=4", "--context", "ring"], r"collective-permute +sequence"),
+        (["--mesh", "pipeline=2,fsdp=4", "--microbatches", "2", "--batch", "8"], r"collective-permute +pipeline"),
+        (["--mesh", "fsdp=2,tensor=4", "--stream", "split"], r"all-gather +tensor"),
+    ],
+)
+def test_the_command_compiles_any_layout_that_a_run_can_have(layout, said, capsys, monkeypatch):
+    monkeypatch.setenv("SCALING_RESTARTED_FOR_CPU", "1")
+    size = ["--model.width", "32", "--model.depth", "2", "--model.heads", "4", "--vocab", "128", "--length", "32"]
+    assert main(["compile", "--topology", "cpu:8", *size, *layout]) == 0
+    assert re.search(said, capsys.readouterr().out)
