@@ -45,13 +45,9 @@ class Place:
         Raises:
             ValueError: if a URL has no bucket, its kind of storage is unknown, or the package for it is missing.
         """
-        found = re.match(r"([A-Za-z][\w+.-]+):(/+|$)([^/]?.*)", str(text))
-        if not found:
+        if not (named := kind_and_path(text)):
             return cls(Path(text))
-        kind, slashes, path = found.groups()
-        if slashes != "//" or not path:
-            raise ValueError(f"a folder in a bucket is written {kind}://bucket/folder, not '{text}'")
-        url = str(text).rstrip("/")
+        (kind, path), url = named, str(text).rstrip("/")
         filesystem(url)
         return cls(Path.home() / ".cache" / "scaling-experiments" / "buckets" / kind / path.strip("/"), url)
 
@@ -67,11 +63,31 @@ class Place:
         return self.url or str(self.folder)
 
 
-def filesystem(url: str) -> Any:
-    """The fsspec file system of a URL.
+def kind_and_path(text: str | Path) -> tuple[str, str] | None:
+    """The kind of storage that a URL names, and the rest of it; None for a path. Needs no package, asks nobody.
 
     Raises:
-        ValueError: if its kind of storage is unknown, or the package for it is missing.
+        ValueError: if there is no bucket in it, or no storage of that kind.
+    """
+    if not (found := re.match(r"([A-Za-z][\w+.-]+):(/+|$)([^/]?.*)", str(text))):
+        return None
+    import fsspec
+
+    kind, slashes, path = found.groups()
+    if slashes != "//" or not path:
+        raise ValueError(f"a folder in a bucket is written {kind}://bucket/folder, not '{text}'")
+    if kind not in (known := fsspec.available_protocols()):
+        near = difflib.get_close_matches(kind, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "buckets are written gs://bucket/folder or s3://bucket/folder"
+        raise ValueError(f"no kind of storage is called '{kind}'; {hint}")
+    return kind, path
+
+
+def filesystem(url: str) -> Any:
+    """The fsspec file system of a URL of a known kind.
+
+    Raises:
+        ValueError: if the package for it is missing.
         OSError: if its credentials are of no use.
     """
     import fsspec
@@ -84,10 +100,6 @@ def filesystem(url: str) -> Any:
         ours = "pip install 'scaling-experiments[gcs]'"
         what = ours if kind in ("gs", "gcs") else known_implementations[kind]["err"]
         raise ValueError(f"{url} needs a package that is not installed: {what}") from error
-    except ValueError:
-        near = difflib.get_close_matches(kind, fsspec.available_protocols(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "buckets are written gs://bucket/folder or s3://bucket/folder"
-        raise ValueError(f"no kind of storage is called '{kind}'; {hint}") from None
     # A listing that is remembered lacks what other clients write: TensorStore in this process, and other processes.
     for protocol in (protocols,) if isinstance(protocols, str) else protocols:
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)

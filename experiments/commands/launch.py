@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from experiments.buckets import kind_and_path
 from experiments.launch.tpu import Tier
 
 TRAINS = {"train": "one run", "sweep": "many runs"}
@@ -28,7 +30,7 @@ class _Launcher:
         """The command, after reading its options here, where mistakes cost nothing.
 
         Raises:
-            ValueError: if it is not one that trains.
+            ValueError: if it is not one that trains, or the URL of its folder is none.
         """
         from experiments.cli import parse
 
@@ -39,8 +41,21 @@ class _Launcher:
             near = difflib.get_close_matches(name, TRAINS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {' and '.join(TRAINS)}"
             raise ValueError(f"after -- stands what is to run, and '{name}' does not train; {hint}")
-        parse(name, options)
+        self._check_output(parse(name, options).output)
         return self.command
+
+    def _check_output(self, output: str) -> None:
+        kind_and_path(output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CloudLauncher(_Launcher):
+    """What launchers ask whose machines go when the command has ended."""
+
+    def _check_output(self, output: str) -> None:
+        super()._check_output(output)
+        if not Path(output).is_absolute() and "://" not in output:
+            print(f"'-o {output}' is on disks that go with the machines; -o gs://bucket/folder stays", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +104,6 @@ class JoinCommand(_Launcher):
         """Becomes that process."""
         import os
         import shlex
-        import sys
 
         from parallel.distributed import Cluster
 
@@ -152,7 +166,7 @@ class SlurmCommand(_Launcher):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TpuCommand(_Launcher):
+class TpuCommand(_CloudLauncher):
     r"""Ask Google Cloud for TPU machines that run the command as they start, and watch until it has ended.
 
     Slices that are taken away are asked for again, and the run goes on from its newest checkpoint, so its folder must
@@ -203,7 +217,7 @@ class TpuCommand(_Launcher):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GkeCommand(_Launcher):
+class GkeCommand(_CloudLauncher):
     r"""Submit a JobSet to a Kubernetes cluster with TPU slices (GKE), through the command `xpk`.
 
     When a machine is lost, the JobSet is started again and the run goes on from its newest checkpoint, so its folder

@@ -67,10 +67,11 @@ def test_a_url_has_a_working_copy_of_its_own(monkeypatch, tmp_path):
         ("gss://b/x", "no kind of storage is called 'gss'; did you mean 'gs'?"),
     ],
 )
-@pytest.mark.parametrize("command", ["train", "sweep --budgets 1e9"])
-def test_mistakes_are_one_line(text, said, command, capsys):
-    with mock.patch("experiments.launch.environment.restart_for_cpu"):
-        assert main([*command.split(), "-o", text]) == 1
+@pytest.mark.parametrize("command", ["train", "sweep --budgets 1e9", "launch slurm -- train"])
+def test_mistakes_are_one_line(text, said, command, capsys, monkeypatch):
+    """And told before anything is read, or submitted."""
+    monkeypatch.setenv("SCALING_RESTARTED_FOR_CPU", "1")
+    assert main([*command.split(), "-o", text]) == 1
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1

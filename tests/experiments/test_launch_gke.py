@@ -55,7 +55,9 @@ def test_mistakes(changes, said):
 
 def test_dry_run_submits_nothing_and_submitting_is_the_same_command(stand_in, capsys):
     assert main(["launch", "gke", *FLAGS, "--dry-run", "--", *TRAIN]) == 0
-    first, _, *shown = capsys.readouterr().out.rstrip().splitlines()
+    told = capsys.readouterr()
+    assert told.err == "'-o runs' is on disks that go with the machines; -o gs://bucket/folder stays\n"
+    first, _, *shown = told.out.rstrip().splitlines()
     assert not (stand_in / "submitted").exists()
     assert main(["launch", "gke", *FLAGS, "--", *TRAIN]) == 0
     assert "submitted JobSet scaling" in capsys.readouterr().out
@@ -66,7 +68,7 @@ def test_dry_run_submits_nothing_and_submitting_is_the_same_command(stand_in, ca
 
 
 def test_what_xpk_refuses_is_told_in_a_line(stand_in, capsys):
-    assert main(["launch", "gke", *FLAGS, "--zone=nowhere", "--", *TRAIN]) == 1
+    assert main(["launch", "gke", *FLAGS, "--zone=nowhere", "--", *TRAIN, "-o", "gs://bucket/runs"]) == 1
     assert capsys.readouterr().err == "scaling launch: xpk ended with status 3: no such zone\n"
     (stand_in / "xpk").unlink()
     assert main(["launch", "gke", *FLAGS, "--dry-run", "--", *TRAIN]) == 1
