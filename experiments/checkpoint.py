@@ -1,7 +1,7 @@
 """Checkpoints that are verified: save without stopping the training, restore on any mesh, notice every flipped bit.
 
-Orbax writes and reads the arrays (each process its own shards, atomically: a save that was killed leaves only a
-temporary folder). It notices a truncated file, but not a flipped bit in array data, so every checkpoint also carries a
+Orbax writes and reads the arrays (each process its own shards, atomically: a save that was killed leaves a temporary
+folder on disk, and in a bucket one without the file that is written last; neither counts). It notices a truncated file, but not a flipped bit in array data, so every checkpoint also carries a
 digest of each leaf, computed on the devices and independent of the mesh; `Checkpoints.restore` recomputes it and steps
 back to the previous checkpoint when anything is wrong.
 
@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped, UInt32
+from jaxtyping import Array, PyTree, Shaped
 
 from experiments.buckets import filesystem
+from experiments.digest import describe
 from parallel.distributed import everywhere, from_lead, is_lead
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Checkpoints:
         self.wait()
         leaves = {name: _array(name, leaf) for name, leaf in _named_leaves(state).items()}
         try:
-            custom_metadata = _seal({"user": metadata, "leaves": _describe(leaves)})
+            custom_metadata = _seal({"user": metadata, "leaves": describe(leaves)})
         except TypeError as error:
             raise ValueError(f"checkpoint metadata must be JSON: {error}") from error
         with self._writing(step):
@@ -244,7 +245,7 @@ class Checkpoints:
                 )
                 found = reader.restore(step, args=ocp.args.Composite(**{_ITEM: arguments}))[_ITEM]
         found = {name: found[name] for name in wanted}
-        described = _describe(found)
+        described = describe(found)
         flipped = [name for name in wanted if described[name] != contents["leaves"][name]]
         if flipped:
             files = [self.folder / str(step) / _ITEM / name for name in flipped]
@@ -268,50 +269,6 @@ class Checkpoints:
         for name, (dtype, shape, _) in saved.items():
             if name not in wanted:
                 raise ValueError(f"{where}: its leaf {name!r}, {_form(dtype, shape)}, is not in the wanted state")
-
-
-def digest(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """A 32-bit digest of the bits of an array: the same on every mesh, different after any single bit flip.
-
-    The sum, modulo 2^32, of every element's bits times an odd weight made from its position. A flip of bit k changes
-    the sum by ±2^k times an odd number, which is never 0 modulo 2^32; the weights make exchanged elements show as well.
-    Integer addition is associative, so the order of reduction, and with it the sharding, has no influence.
-    """
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        array = jnp.stack([array.real, array.imag], axis=-1)
-    if array.dtype == jnp.bool_:
-        bits = array.astype(jnp.uint32)
-    else:
-        width = min(
-            jnp.finfo(array.dtype).bits if jnp.issubdtype(array.dtype, jnp.floating) else jnp.iinfo(array.dtype).bits,
-            32,
-        )
-        bits = jax.lax.bitcast_convert_type(array, f"uint{width}").astype(jnp.uint32)
-    position = jnp.zeros((1,) * bits.ndim, jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-        index = jnp.arange(size, dtype=jnp.uint32).reshape([size if a == axis else 1 for a in range(bits.ndim)])
-        position = position * jnp.uint32(size % 2**32) + index
-    # Knuth's multiplicative hash spreads neighbouring positions over all 32 bits.
-    weight = (position * jnp.uint32(2654435761)) | jnp.uint32(1)
-    return jnp.sum(bits * weight, dtype=jnp.uint32)
-
-
-@jax.jit
-def _digests(arrays: list[Array]) -> list[UInt32[Array, ""]]:
-    return [digest(array) for array in arrays]
-
-
-def _describe(leaves: dict[str, Array]) -> dict[str, list]:
-    """Name -> [dtype, shape, digest] of every leaf."""
-    # One jitted call for each set of devices: a call may not mix arrays that live on different ones.
-    groups: dict[frozenset, list[str]] = {}
-    for name, leaf in leaves.items():
-        groups.setdefault(frozenset(leaf.sharding.device_set), []).append(name)
-    digests: dict[str, int] = {}
-    for names in groups.values():
-        values = jax.device_get(_digests([leaves[name] for name in names]))
-        digests |= {name: int(value) for name, value in zip(names, values, strict=True)}
-    return {name: [str(leaf.dtype), list(leaf.shape), digests[name]] for name, leaf in leaves.items()}
 
 
 class _DamagedError(Exception):

@@ -21,7 +21,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.checkpoint import Checkpoints, digest
+from experiments.checkpoint import Checkpoints
+from experiments.digest import digest
 
 
 def mesh_of(data, tensor):
