@@ -21,7 +21,7 @@ PRODUCTS = 0.85
 COPIES = 0.36
 """Share of the memory's bandwidth at which an array is copied, reading and writing counted."""
 
-SCATTERED = 16
+SCATTERED = 32
 """Devices among which the TPU compiler scatters a sum, at most: over more of them it sums everything everywhere."""
 
 PROGRAM = 30 * 2**20
