@@ -1,9 +1,10 @@
 """Checkpoints that are verified: save without stopping the training, restore on any mesh, notice every flipped bit.
 
 Orbax writes and reads the arrays (each process its own shards, atomically: a save that was killed leaves a temporary
-folder on disk, and in a bucket one without the file that is written last; neither counts). It notices a truncated file, but not a flipped bit in array data, so every checkpoint also carries a
-digest of each leaf, computed on the devices and independent of the mesh; `Checkpoints.restore` recomputes it and steps
-back to the previous checkpoint when anything is wrong.
+folder on disk, and in a bucket one without the file that is written last; neither counts). It notices a truncated file,
+but not a flipped bit in array data, so every checkpoint also carries a digest of each leaf, computed on the devices and
+independent of the mesh; `Checkpoints.restore` recomputes it and steps back to the previous checkpoint when anything is
+wrong.
 
 On disk a state is a flat dictionary from key path (`model.blocks.0.attention.query`) to array, so no Python class
 enters the format and a renamed class does not orphan old checkpoints. Typed PRNG keys are refused; store
