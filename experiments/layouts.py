@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from experiments.ahead import compile_step, residuals
 from experiments.placement import Layout
 from experiments.runs import Run
-from models.config import Block, NormPlacement, Stack
+from models.config import NormPlacement, Stack
 from models.execution import Execution, Kernel, Layers, Remat
 from models.pair import Pair
 from models.transformer import AnyArchitecture, declare
@@ -250,7 +250,7 @@ def _weights(model, rules: Rules) -> Iterator[Weight]:
 def _exchanges(run: Run, execution: Execution) -> Iterator[Exchange]:
     """What devices that share rows tell each other in all layers.
 
-    A layer computed again does so once more, but for a sum that it ends with and nothing asks for.
+    Layers computed again do so once more, but for a sum that they end with and nothing asks for.
     """
     rules, architecture = execution.rules, run.architecture
     if rules.length and execution.context is Context.RING:
@@ -258,7 +258,8 @@ def _exchanges(run: Run, execution: Execution) -> Iterator[Exchange]:
     size, again = float(max(run.places) * execution.dtype.itemsize), execution.remat is not Remat.NONE
     stream, summed = Split(size * architecture.width, _axes(rules, "batch", "length")), rules.hidden
     uses = [each for stack in architecture.stacks for each in zip(stack.pattern, stack.uses, strict=True)]
-    sums = 1 + sum(times * (2 * block.branches + again * (block.branches - _ends_bare(block))) for block, times in uses)
+    sums = 1 + sum(times * block.branches for block, times in uses) * (2 + again)
+    sums -= again * sum(stack.repeats for stack in architecture.stacks if _ends_bare(stack))
     if rules.stream == rules.length:
         yield Exchange(kind="all-reduce", axes=summed, count=sums, array=stream)
     else:  # the stream rests in parts: each sum is scattered, and gathered where the next layer begins
@@ -292,20 +293,19 @@ def _executed(run: Run, execution: Execution) -> float:
     return 3 * products + (3.5 if fused else 3.0) * attention + again + (head if chunked else 0.0)
 
 
-def _ends_bare(block: Block) -> bool:
-    """Whether only the residual stream takes what a block ends with: no gradient asks for its value again."""
-    return block.placement is NormPlacement.PRE
+def _ends_bare(stack: Stack) -> bool:
+    """Whether only the residual stream takes what a repeat ends with: no gradient asks for its value again."""
+    return stack.pattern[-1].placement is NormPlacement.PRE
 
 
 def _last(run: Run) -> float:
-    """Products of a row that blocks end with, and that are not computed again."""
-    sides = [(side, stack) for side in _sides(run.architecture) for stack in side.stacks]
-    return sum(
-        2.0 * side.width * block.feedforward.hidden * getattr(block.feedforward, "chosen", 1) * times * places
-        for (side, stack), places in zip(sides, run.places, strict=True)
-        for block, times in zip(stack.pattern, stack.uses, strict=True)
-        if _ends_bare(block)
-    )
+    """Products of a row that repeats of a stack end with, and that are not computed again."""
+    sides = [(side.width, stack) for side in _sides(run.architecture) for stack in side.stacks]
+    found = 0.0
+    for (width, stack), places in zip(sides, run.places, strict=True):
+        part = stack.pattern[-1].feedforward
+        found += _ends_bare(stack) * 2.0 * width * part.hidden * getattr(part, "chosen", 1) * stack.repeats * places
+    return found
 
 
 def _residuals(run: Run, execution: Execution, mesh: AbstractMesh) -> list[_Residual]:
