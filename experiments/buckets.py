@@ -9,7 +9,7 @@ has no driver for others: there a run of one process keeps them in its working c
 complete.
 
 Nothing locks a folder in a bucket: `launch.lock` keeps apart the processes of one machine that share a working copy.
-Who trains one run on two machines at once has both write it; each ends in the same bits, and one may end in an error.
+Who trains one run on two machines at once has both write it, and may see one end in an error.
 """
 
 import contextlib
@@ -47,9 +47,9 @@ class Place:
         """
         if not (named := kind_and_path(text)):
             return cls(Path(text))
-        (kind, path), url = named, str(text).rstrip("/")
-        filesystem(url)
-        return cls(Path.home() / ".cache" / "scaling-experiments" / "buckets" / kind / path.strip("/"), url)
+        kind, path = named
+        filesystem(url := f"{kind}://{path}")
+        return cls(Path.home() / ".cache" / "scaling-experiments" / "buckets" / kind / path, url)
 
     @property
     def direct(self) -> bool:
@@ -80,7 +80,7 @@ def kind_and_path(text: str | Path) -> tuple[str, str] | None:
         near = difflib.get_close_matches(kind, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "buckets are written gs://bucket/folder or s3://bucket/folder"
         raise ValueError(f"no kind of storage is called '{kind}'; {hint}")
-    return kind, path
+    return "gs" if kind == "gcs" else kind, path.rstrip("/")
 
 
 def filesystem(url: str) -> Any:
@@ -98,7 +98,7 @@ def filesystem(url: str) -> Any:
         protocols = fsspec.get_filesystem_class(kind).protocol
     except ImportError as error:
         ours = "pip install 'scaling-experiments[gcs]'"
-        what = ours if kind in ("gs", "gcs") else known_implementations[kind]["err"]
+        what = ours if kind == "gs" else known_implementations[kind]["err"]
         raise ValueError(f"{url} needs a package that is not installed: {what}") from error
     # A listing that is remembered lacks what other clients write: TensorStore in this process, and other processes.
     for protocol in (protocols,) if isinstance(protocols, str) else protocols:

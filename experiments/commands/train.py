@@ -69,8 +69,7 @@ class Command:
     """Held-out rows to evaluate on; all by default."""
     placement: Placement = field(default_factory=Placement)
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FOLDER|URL")] = "runs"
-    """Folder of runs, or gs://bucket/folder (extra `gcs`); this one's folder in it is named by the hash of what defines
-    its result."""
+    """Folder of runs, or gs://bucket/folder (extra `gcs`); in it this one's is named by the hash of what defines it."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the run and what it would cost, and train nothing."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from training_cases import differences, metrics_in, train_to_end, train_until
 
-from experiments.buckets import Mirror, Place
+from experiments.buckets import Mirror, Place, kind_and_path
 from experiments.checkpoint import Checkpoints
 from experiments.cli import main
 from experiments.runs import RunFolder
@@ -56,6 +56,10 @@ def test_a_url_has_a_working_copy_of_its_own(monkeypatch, tmp_path):
     assert (place / "x").url == "memory://b/runs/x"
     assert (place / "x").folder == place.folder / "x"
     assert Place.of("memory://c/runs").folder != place.folder
+
+
+def test_two_names_of_one_kind():
+    assert kind_and_path("gcs://b/x/") == kind_and_path("gs://b/x") == ("gs", "b/x")
 
 
 @pytest.mark.parametrize(
