@@ -20,7 +20,8 @@ from parallel.estimate import Estimate, Memory, network_seconds
 from parallel.hardware import chip
 from parallel.topology import Topology
 
-_HBM = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", re.IGNORECASE)
+_NUMBER = r"([\d.]+)([KMGT])"
+_HBM = re.compile(rf"{_NUMBER}\)? (?:of|exceeds available HBM) \(?{_NUMBER}(?: hbm|\))", re.IGNORECASE)
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -21,7 +21,7 @@ class Chip:
         clock: Hz of the cycles that a TPU's compiler counts; not in the data sheets, assumed from the peak and the
             units that make it.
         vector_memory_bytes: of memory on the chip that arrays are kept in rather than in device memory where they fit
-            (a TPU's VMEM, of all its cores; `jax.experimental.pallas.tpu.get_tpu_info` knows it).
+            (a TPU's VMEM, of a core; `jax.experimental.pallas.tpu.get_tpu_info` knows it).
     """
 
     name: str
@@ -58,11 +58,11 @@ CHIPS = {
     ),
     "v5": Chip(
         name="TPU v5p", bf16_flops=459e12, memory_bytes=95 * 2**30, memory_bandwidth=2.765e12,
-        source="Cloud TPU v5p page", link_bandwidth=600e9, clock=1.75e9, vector_memory_bytes=128 * 2**20,
+        source="Cloud TPU v5p page", link_bandwidth=600e9, clock=1.75e9, vector_memory_bytes=64 * 2**20,
     ),
     "v4": Chip(
         name="TPU v4", bf16_flops=275e12, memory_bytes=32 * 2**30, memory_bandwidth=1.2e12,
-        source="Cloud TPU v4 page", link_bandwidth=300e9, clock=1.05e9, vector_memory_bytes=32 * 2**20,
+        source="Cloud TPU v4 page", link_bandwidth=300e9, clock=1.05e9, vector_memory_bytes=16 * 2**20,
     ),
 }  # fmt: skip
 

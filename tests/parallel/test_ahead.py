@@ -9,9 +9,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from experiments.cli import main
-from parallel.ahead import bytes_on_chip
+from parallel.ahead import bytes_on_chip, estimate
 from parallel.mesh import device_mesh
 from parallel.program import Collective, read
+from parallel.topology import Topology
 
 LOOPS, ROWS, WIDTH = 5, 16, 32
 
@@ -161,3 +162,21 @@ def test_the_command_compiles_any_layout_that_a_run_can_have(layout, said, capsy
     size = ["--model.width", "32", "--model.depth", "2", "--model.heads", "4", "--vocab", "128", "--length", "32"]
     assert main(["compile", "--topology", "cpu:8", *size, *layout]) == 0
     assert re.search(said, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Ran out of memory in memory space hbm. Used 25.5G of 15.75G hbm. Exceeded hbm capacity by 9.75G.",
+        "Ran out of memory on HBM, the total required for HLO temporaries (25.5G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_a_program_that_the_compiler_refuses_for_its_size_is_told_with_what_it_needs(said):
+    class Lowered:
+        def compile(self, options):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+
+    nothing = dict(parameters=(), optimizer=(), residuals=(), flops=1.0)
+    found = estimate(Lowered, device_mesh("fsdp=8"), Topology.parse("cpu:8"), **nothing)
+    assert found.fits is False
+    assert (found.memory_needed, found.memory_limit) == (25.5 * 2**30, 15.75 * 2**30)
