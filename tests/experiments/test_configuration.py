@@ -143,7 +143,10 @@ def edited(value, path, new):
         ("evaluation_rows", 1.0, "run.evaluation_rows: want int, not 1.0"),
         ("data", 3, "run.data: cannot be 3"),
         ("data.source", "text", "run.data.source: cannot be 'text'"),
-        ("data.source.kind", "Textfiles", "run.data.source: kind 'Textfiles' is not one of Embedded, TextFiles, Sequences, Tfds"),
+        (
+            "data.source.kind", "Textfiles",
+            "run.data.source: kind 'Textfiles' is not one of Embedded, TextFiles, Sequences, Tfds",
+        ),
         ("data.source.paths", "a.txt", "run.data.source.paths: want a list, not 'a.txt'"),
         ("architecture.decoder.pattern.0.mixer.heads", "2", "run.architecture.decoder.pattern.0.mixer.heads: want int"),
         ("objective.kind", "Prefix", "run.objective: kind 'Prefix' is not one of Causal, Masked"),
