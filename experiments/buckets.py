@@ -76,6 +76,8 @@ def kind_and_path(text: str | Path) -> tuple[str, str] | None:
     kind, slashes, path = found.groups()
     if slashes != "//" or not path:
         raise ValueError(f"a folder in a bucket is written {kind}://bucket/folder, not '{text}'")
+    if {".", ".."} & set(path.split("/")):  # the working copy would be elsewhere
+        raise ValueError(f"'{text}' has '.' or '..' in it; name the folder in the bucket as it is")
     if kind not in (known := fsspec.available_protocols()):
         near = difflib.get_close_matches(kind, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "buckets are written gs://bucket/folder or s3://bucket/folder"

@@ -74,7 +74,9 @@ def dry_run_table(runs: Sequence[Run], *, workers: int | None) -> Table:
     table.caption = f"{flops:.2e} FLOPs in all"
     if workers is not None:
         seconds = flops / (CPU_FLOPS_PER_WORKER * max(1, min(workers, len(runs))))
-        table.caption += f"; about {duration(seconds)} on {workers} CPU cores if the models are small"
+        table.caption += (
+            f"; about {duration(seconds)} on {workers} CPU core{'s' * (workers > 1)} if the models are small"
+        )
     return table
 
 

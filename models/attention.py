@@ -22,7 +22,7 @@ from models.execution import Execution, Kernel
 from models.kernels import KEYS, QUERIES
 from models.layers import RESIDUAL, Norm, Normalize, Role, add_bias, dropout, parameter, project, soft_cap
 from models.positions import Positions, Rotary, Start, alibi_slopes, rotate
-from models.products import repeated
+from models.products import for_each_row
 from parallel.context import UNSEEN, Context, Scores, exchanged, ring
 
 
@@ -308,7 +308,7 @@ def attend(
             distance = np.abs(np.arange(start, end)[:, None] - np.arange(first, last)[None, :])
             scores = scores - jnp.asarray(slopes[None, :, :, None, None] * distance).astype(jnp.float32)
         if bias is not None:
-            scores = scores + repeated(bias[:, :, start:end, first:last], q.shape[0], execution).astype(jnp.float32)
+            scores = scores + for_each_row(bias[:, :, start:end, first:last], q.shape[0], execution).astype(jnp.float32)
         mask = sight.mask(start, end, first, last)
         if mask is not None:
             scores = scores + jnp.where(mask[:, None, None], 0.0, UNSEEN)  # a sum, because its gradient is free

@@ -64,7 +64,7 @@ def product(
     return y.transpose([(rows + kept).index(letter) for letter in writes])
 
 
-def repeated(x: Float[Array, "*shape"], times: int, execution: Execution) -> Float[Array, "#batch *shape"]:
+def for_each_row(x: Float[Array, "*shape"], times: int, execution: Execution) -> Float[Array, "#batch *shape"]:
     """`x` for each row of a batch of `times`, to be added to something that has the batch.
 
     With `Products.FLAT` the sum over the batch in its gradient is a product with ones: as a sum over a first axis XLA's

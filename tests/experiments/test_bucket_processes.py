@@ -5,15 +5,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from training_cases import metrics_in
+from training_cases import metrics_in, outcomes_of, start_processes
 
 from experiments.configuration import to_json
 from experiments.runs import RunFolder
@@ -27,14 +25,10 @@ def train_on_machines(run, prepared, url, disks, *, storage, processes, devices,
     All are killed at the moment at which the service is asked to make the checkpoint of a step from `kill_at` on
     complete. From that of step `refuse_from` on the service takes no more metrics.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shutil.rmtree(disks, ignore_errors=True)
-    program = Path(__file__).with_name("training_process.py")
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     settings = {"mesh": f"fsdp={processes * devices}" if processes > 1 else "", "checkpoint_steps": 5}
     job = {"run": to_json(run), "url": url, "prepared": str(prepared.folder), "settings": settings}
+    jobs = [job | {"folder": str(disks / str(process))} for process in range(processes)]
     started, reached = [], set()
 
     def refuse(method, bucket, name):
@@ -49,18 +43,8 @@ def train_on_machines(run, prepared, url, disks, *, storage, processes, devices,
         return 403 if full and method == "POST" and name.endswith("/metrics.jsonl") else None
 
     storage.refuse = refuse
-    for process in range(processes):
-        cluster = {"coordinator": f"127.0.0.1:{port}", "processes": processes, "process": process}
-        own = job | {"folder": str(disks / str(process))} | ({"cluster": cluster} if processes > 1 else {})
-        arguments = [sys.executable, program, json.dumps(own)]
-        environment = os.environ | {"XLA_FLAGS": flags}
-        started.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        words = [process.communicate(timeout=240)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [(process.returncode, said) for process, said in zip(started, words, strict=True)]
+    started += start_processes(jobs, devices)
+    return outcomes_of(started)
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(1, 1), (2, 2)])

@@ -67,6 +67,7 @@ def test_two_names_of_one_kind():
     [
         ("gs:/b/x", "written gs://bucket/folder, not 'gs:/b/x'"),
         ("gs://", "written gs://bucket/folder, not 'gs://'"),
+        ("gs://b/../../..", "has '.' or '..' in it"),
         ("s3:///x", "written s3://bucket/folder"),
         ("gss://b/x", "no kind of storage is called 'gss'; did you mean 'gs'?"),
     ],

@@ -1,54 +1,22 @@
 """Two processes with four devices each train as one process with eight."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from training_cases import losses, metrics_in, train_to_end
+from training_cases import losses, metrics_in, outcomes_of, start_processes, train_to_end
 
 from experiments.configuration import to_json
 from experiments.metrics import window_of
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def train_in_processes(run, folder, prepared, *, processes=2, devices=4, hangs=None, hangs_at=None, **settings):
     """The status and standard error of each process; process `hangs` gets no further than step `hangs_at`."""
-    port, program = free_port(), Path(__file__).with_name("training_process.py")
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
-    assert f"device_count={devices}" in flags
     job = {"run": to_json(run), "folder": str(folder), "prepared": str(prepared.folder), "settings": settings}
-    cluster = {"coordinator": f"127.0.0.1:{port}", "processes": processes}
-    jobs = [
-        job | {"cluster": cluster | {"process": process}, "hangs_at": hangs_at if process == hangs else None}
-        for process in range(processes)
-    ]
-    started = [
-        subprocess.Popen(
-            [sys.executable, program, json.dumps(each)],
-            env=os.environ | {"XLA_FLAGS": flags},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for each in jobs
-    ]
-    try:
-        words = [process.communicate(timeout=240)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [(process.returncode, said) for process, said in zip(started, words, strict=True)]
+    jobs = [job | {"hangs_at": hangs_at if process == hangs else None} for process in range(processes)]
+    return outcomes_of(start_processes(jobs, devices))
 
 
 @pytest.mark.slow

@@ -5,7 +5,12 @@ Shapes are few and shared, so that a test session compiles few programs.
 
 import itertools
 import json
+import os
 import random
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -133,3 +138,29 @@ def differences(one: Ended, other: Ended) -> list[str]:
 def losses(ended: Ended) -> np.ndarray:
     """Training losses and the final one."""
     return np.asarray([line["loss"] for line in ended.metrics] + [ended.result["loss"]])
+
+
+def start_processes(jobs: Sequence[dict], devices: int) -> list[subprocess.Popen]:
+    """`training_process.py` for each job, with so many forced devices; several are the processes of one run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    assert f"device_count={devices}" in flags
+    program, environment = Path(__file__).with_name("training_process.py"), os.environ | {"XLA_FLAGS": flags}
+    cluster = {"coordinator": f"127.0.0.1:{port}", "processes": len(jobs)}
+    several = [job | {"cluster": cluster | {"process": process}} for process, job in enumerate(jobs)]
+    return [
+        subprocess.Popen([sys.executable, program, json.dumps(job)], env=environment, stderr=subprocess.PIPE, text=True)
+        for job in (several if len(jobs) > 1 else jobs)
+    ]
+
+
+def outcomes_of(started: Sequence[subprocess.Popen]) -> list[tuple[int, str]]:
+    """Exit status and standard error of each process, once all have ended."""
+    try:
+        words = [process.communicate(timeout=240)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, said) for process, said in zip(started, words, strict=True)]

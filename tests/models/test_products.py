@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.execution import Execution, Products
-from models.products import product, repeated
+from models.products import for_each_row, product
 from parallel.mesh import device_mesh
 from parallel.sharding import Rules
 
@@ -86,7 +86,7 @@ def test_the_gradient_of_a_matrix_is_computed_short_side_first(matrix):
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=2,tensor=4"])
-def test_repeated_is_broadcasting(mesh):
+def test_a_sum_for_each_row_is_broadcasting(mesh):
     """In values and gradients, and without a sum over the first axis."""
     bias = np.random.default_rng(0).normal(size=(4, 1, 8, 8)).astype(np.float32)
     scores = np.random.default_rng(1).normal(size=(8, 4, 1, 8, 8)).astype(np.float32)
@@ -101,7 +101,7 @@ def test_repeated_is_broadcasting(mesh):
         for products in Products:
 
             def total(bias, products=products):
-                both = scores + repeated(bias, len(scores), Execution(products=products))
+                both = scores + for_each_row(bias, len(scores), Execution(products=products))
                 return jnp.square(both).sum()
 
             found[products] = jax.value_and_grad(total)(bias)
