@@ -19,7 +19,7 @@ from models.cost import Cost
 from models.execution import Execution
 from models.identity import ADDED
 from models.normal import Words, normal, split
-from models.products import product
+from models.products import product, written
 from parallel.sharding import Rules, is_variable
 
 RESIDUAL = ("batch", "stream", "embed")
@@ -92,7 +92,7 @@ def use(param: nnx.Param, execution: Execution) -> Array:
 def project(equation: str, x: Array, kernel: nnx.Param, axes: Sequence[str | None], execution: Execution) -> Array:
     """`einsum(equation, x, kernel)` whose result has logical axes `axes`."""
     over = kernel.get_metadata("axes")[-kernel.ndim :]
-    return product(equation, x, use(kernel, execution), axes, over, execution)
+    return written(product(equation, x, use(kernel, execution), axes, over, execution), execution)
 
 
 def gathered(x: Float[Array, "batch length embed"], execution: Execution) -> Float[Array, "batch length embed"]:
@@ -169,7 +169,7 @@ class Normalize(nnx.Module):
             x32 = x32 * self._whole(self.scale, x.ndim, norm.offset)
         if self.shift is not None:
             x32 = x32 + self._whole(self.shift, x.ndim)
-        return x32.astype(x.dtype)
+        return written(x32.astype(x.dtype), self.execution)
 
     def _whole(self, param: nnx.Param, dims: int, offset: float = 0.0) -> Array:
         axes = param.get_metadata("axes")[-param.ndim :]

@@ -64,6 +64,25 @@ def product(
     return y.transpose([(rows + kept).index(letter) for letter in writes])
 
 
+def written(x: Array, execution: Execution) -> Array:
+    """`x`, whose gradient is finished before anything reads it.
+
+    A product's gradient goes into two products, and a norm's into sums over rows and over columns. XLA's TPU compiler
+    puts what makes it into each of those, the sums into a product's epilogue: a step of a 7B decoder takes 5 % less
+    time on v5p and 8 % less on v5e with the gradient written out (its own cycles). Nothing for `Products.FLAT`, as the
+    CPU's compiler drops barriers before it fuses.
+    """
+    return x if execution.products is Products.FLAT else _written(x)
+
+
+@jax.custom_vjp
+def _written(x: Array) -> Array:
+    return x
+
+
+_written.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
+
+
 def for_each_row(x: Float[Array, "*shape"], times: int, execution: Execution) -> Float[Array, "#batch *shape"]:
     """`x` for each row of a batch of `times`, to be added to something that has the batch.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.execution import Execution, Products
-from models.products import for_each_row, product
+from models.products import for_each_row, product, written
 from parallel.mesh import device_mesh
 from parallel.sharding import Rules
 
@@ -110,3 +110,18 @@ def test_a_sum_for_each_row_is_broadcasting(mesh):
     for one, other in zip(*found.values(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
     assert reductions[Products.FLAT] < reductions[Products.WHOLE]
+
+
+@pytest.mark.parametrize("products", Products)
+def test_a_gradient_is_written_out_before_it_is_read(products):
+    """Behind a barrier in the backward pass alone, where the compiler heeds it; values stay what they are."""
+    execution = Execution(products=products)
+
+    def total(x):
+        return jnp.square(written(jnp.sin(x), execution)).sum()
+
+    x = jnp.linspace(-2.0, 2.0, 8)
+    np.testing.assert_array_equal(jax.grad(total)(x), jax.grad(lambda x: jnp.square(jnp.sin(x)).sum())(x))
+    assert "optimization_barrier" not in str(jax.make_jaxpr(total)(x))
+    backward = str(jax.make_jaxpr(jax.grad(total))(x))
+    assert ("optimization_barrier" in backward) is (products is Products.WHOLE)
