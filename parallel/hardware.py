@@ -18,6 +18,7 @@ class Chip:
         memory_bandwidth: bytes/s to that memory.
         source: where the figures are from.
         link_bandwidth: bytes/s that it sends to other chips of its slice or node with all links at once.
+        node_bandwidth: bytes/s that it sends to other nodes, its share of the node's network cards (GPUs).
         clock: Hz of the cycles that a TPU's compiler counts; not in the data sheets, assumed from the peak and the
             units that make it.
         vector_memory_bytes: of memory on the chip that arrays are kept in rather than in device memory where they fit
@@ -30,6 +31,7 @@ class Chip:
     memory_bandwidth: float
     source: str
     link_bandwidth: float | None = None
+    node_bandwidth: float | None = None
     clock: float | None = None
     vector_memory_bytes: float = 0
 
@@ -38,15 +40,15 @@ class Chip:
 CHIPS = {
     "h200": Chip(
         name="NVIDIA H200 SXM", bf16_flops=989e12, memory_bytes=141e9, memory_bandwidth=4.8e12,
-        source="NVIDIA H200 data sheet", link_bandwidth=450e9,
+        source="NVIDIA H200 data sheet; DGX H200: a card of 400 Gb/s a GPU", link_bandwidth=450e9, node_bandwidth=50e9,
     ),
     "h100": Chip(
         name="NVIDIA H100 SXM", bf16_flops=989e12, memory_bytes=80e9, memory_bandwidth=3.35e12,
-        source="NVIDIA H100 data sheet", link_bandwidth=450e9,
+        source="NVIDIA H100 data sheet; DGX H100: a card of 400 Gb/s a GPU", link_bandwidth=450e9, node_bandwidth=50e9,
     ),
     "a100": Chip(
         name="NVIDIA A100 80GB SXM", bf16_flops=312e12, memory_bytes=80e9, memory_bandwidth=2.039e12,
-        source="NVIDIA A100 data sheet", link_bandwidth=300e9,
+        source="NVIDIA A100 data sheet; DGX A100: a card of 200 Gb/s a GPU", link_bandwidth=300e9, node_bandwidth=25e9,
     ),
     "v6 lite": Chip(
         name="TPU v6e", bf16_flops=918e12, memory_bytes=32 * 2**30, memory_bandwidth=1.64e12,

@@ -1,10 +1,11 @@
-"""Slices of chips that may not be here: what they are called, how they are wired, their devices to compile for."""
+"""Chips that may not be here: what groups of them are called, how they are wired, their devices to compile for."""
 
 import difflib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
@@ -16,7 +17,11 @@ from parallel.hardware import CHIPS, NOMINAL, Chip
 GENERATIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
 """TPU generations by name, with the number of dimensions of their networks."""
 
-_SHEETS = {"v4": "v4", "v5e": "v5 lite", "v5p": "v5", "v6e": "v6 lite"}
+GPUS = ("a100", "h100", "h200")
+"""GPUs by name: nodes of up to eight that are all joined, and a network between nodes."""
+
+_NODE = 8
+_SHEETS = {"v4": "v4", "v5e": "v5 lite", "v5p": "v5", "v6e": "v6 lite"} | {name: name for name in GPUS}
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class Topology:
     """Devices that may not be here.
 
     Attributes:
-        generation: one of `GENERATIONS`, or "cpu" for devices of this process.
-        shape: chips along each dimension of the network.
+        generation: one of `GENERATIONS` or `GPUS`, or "cpu" for devices of this process.
+        shape: chips along each dimension of the network; nodes, where there are several, and GPUs of each.
     """
 
     generation: str
@@ -33,22 +38,30 @@ class Topology:
 
     @classmethod
     def parse(cls, text: str) -> "Topology":
-        """Reads "v5p:4x4x8", "v5e:16x16" or "cpu:8".
+        """Reads "v5p:4x4x8", "v5e:16x16", "h100:8", "h100:4x8" (four nodes) or "cpu:8".
 
         Raises:
             ValueError: an unknown generation, or a shape that its network does not have.
         """
         generation, _, dims = text.strip().lower().partition(":")
-        known = (*GENERATIONS, "cpu")
+        known = (*GENERATIONS, *GPUS, "cpu")
         if generation not in known:
             near = difflib.get_close_matches(generation, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
             raise ValueError(f"topology '{text}': no generation '{generation}'; {hint}")
-        rank = GENERATIONS.get(generation, 1)
-        example = {1: "8", 2: "4x4", 3: "4x4x4"}[rank]
+        gpus = generation in GPUS
+        rank = GENERATIONS.get(generation, 2 if gpus and "x" in dims else 1)
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", dims) or dims.count("x") != rank - 1:
-            raise ValueError(f"topology '{text}': {generation} has {rank} dimensions, as in '{generation}:{example}'")
-        return cls(generation, tuple(map(int, dims.split("x"))))
+            example = {1: "8", 2: "4x4", 3: "4x4x4"}[rank]
+            wanted = f"{generation} has {rank} dimensions, as in '{generation}:{example}'"
+            if gpus:
+                wanted = f"a node is '{generation}:8', four nodes '{generation}:4x8'"
+            raise ValueError(f"topology '{text}': {wanted}")
+        shape = tuple(map(int, dims.split("x")))
+        if gpus and shape[-1] > _NODE:
+            nodes = f"{generation}:{math.ceil(math.prod(shape) / _NODE)}x{_NODE}"
+            raise ValueError(f"topology '{text}': a node has up to {_NODE} GPUs; several nodes are '{nodes}'")
+        return cls(generation, shape)
 
     def __str__(self) -> str:
         """The text that `parse` reads."""
@@ -67,7 +80,7 @@ class Topology:
     @property
     def platform(self) -> str:
         """What JAX calls its devices."""
-        return "cpu" if self.generation == "cpu" else "tpu"
+        return "cpu" if self.generation == "cpu" else "gpu" if self.generation in GPUS else "tpu"
 
     @property
     def wraps(self) -> tuple[bool, ...]:
@@ -84,12 +97,17 @@ class Topology:
         """Share of a chip's links that chips of a group over mesh axes can use to exchange.
 
         A dimension in which they do not differ is of no use; one that they fill only in part, or whose ends are not
-        joined, is a line and no ring, and has half the use: its last chips have one link each.
+        joined, is a line and no ring, and has half the use: its last chips have one link each. GPUs of a node are all
+        joined; out of it lead as many network cards as there are GPUs of the group in it.
 
         Args:
             mesh: size of each axis, in the order in which devices are laid out.
             axes: those over which chips exchange.
         """
+        if self.platform == "gpu":
+            *nodes, inside = self._reach(mesh, axes)
+            cards = inside * self.chip.node_bandwidth / self.chip.link_bandwidth
+            return min(1.0, cards) if math.prod(nodes) > 1 else 1.0
         use = 0.0
         for reached, size, wraps in zip(self._reach(mesh, axes), self.shape, self.wraps, strict=True):
             line = not wraps or (reached < size and self.platform != "cpu")
@@ -102,23 +120,36 @@ class Topology:
         group = places[(slice(None), *(slice(None) if name in axes else 0 for name in mesh))]
         return [len(np.unique(along)) for along in group]
 
+    @property
+    def present(self) -> bool:
+        """Whether a step can be compiled for it here: not for GPUs that are elsewhere."""
+        return self.platform != "gpu" or len(_gpus(self.generation)) >= self.chips
+
     def devices(self) -> list[jax.Device]:
         """Its devices in the order of their places, which can be compiled for and not computed on.
 
         Raises:
-            ValueError: the compiler is not installed, does not know the topology, or has fewer devices here (CPU).
+            ValueError: the compiler is not installed, does not know the topology, or needs the devices themselves and
+                here are fewer (CPU, GPU).
         """
         if self.generation == "cpu":
             here = jax.devices("cpu")
             if len(here) < self.chips:
                 raise ValueError(f"topology {self}: this process has {len(here)} CPU devices")
             return here[: self.chips]
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks the cloud which machine this is
+        if self.platform == "gpu":
+            here = _gpus(self.generation)
+            if len(here) < self.chips:
+                raise ValueError(
+                    f"topology {self}: GPUs are compiled for where they are, and here are {len(here)} of them"
+                )
+            return here[: self.chips]
         # Unless told how the slice is wired, the compiler takes its ends for open, and writes a gather over the whole
         # of a v5p slice as a sum of zero-padded shards, which sends twice the bytes.
         wrap = (*self.wraps, False)[:3]
         try:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=str(self), wrap=wrap).devices
+            with _compiling():
+                found = topologies.get_topology_desc(platform="tpu", topology_name=str(self), wrap=wrap).devices
         except Exception as error:  # whatever the plugin raises, and there may be none
             raise ValueError(
                 f"topology {self}: the TPU compiler does not have it, or is not installed "
@@ -127,3 +158,25 @@ class Topology:
         if len(found) != self.chips:
             raise ValueError(f"topology {self}: the compiler makes {len(found)} devices of it, not {self.chips}")
         return sorted(found, key=lambda device: device.coords)  # not host by host: `links` counts on it
+
+
+def _gpus(name: str) -> list[jax.Device]:
+    """Those of that name that this process has."""
+    try:
+        return [device for device in jax.devices("gpu") if name in device.device_kind.lower()]
+    except RuntimeError:  # no such backend
+        return []
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """While the TPU's compiler is loaded: as one of several, and not asking the cloud which machine this is."""
+    settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update({name: value for name, value in settings.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
