@@ -140,9 +140,7 @@ class Topology:
         if self.platform == "gpu":
             here = _gpus(self.generation)
             if len(here) < self.chips:
-                raise ValueError(
-                    f"topology {self}: GPUs are compiled for where they are, and here are {len(here)} of them"
-                )
+                raise ValueError(f"topology {self}: GPUs are compiled for where they are; here are {len(here)} of them")
             return here[: self.chips]
         # Unless told how the slice is wired, the compiler takes its ends for open, and writes a gather over the whole
         # of a v5p slice as a sum of zero-padded shards, which sends twice the bytes.
