@@ -144,10 +144,12 @@ class Topology:
             return here[: self.chips]
         # Unless told how the slice is wired, the compiler takes its ends for open, and writes a gather over the whole
         # of a v5p slice as a sum of zero-padded shards, which sends twice the bytes.
-        wrap = (*self.wraps, False)[:3]
+        told = {"wrap": (*self.wraps, False)[:3]}
+        if self.generation == "v4":  # whose two cores are else a device each
+            told["chip_config_name"] = "megacore"
         try:
             with _compiling():
-                found = topologies.get_topology_desc(platform="tpu", topology_name=str(self), wrap=wrap).devices
+                found = topologies.get_topology_desc(platform="tpu", topology_name=str(self), **told).devices
         except Exception as error:  # whatever the plugin raises, and there may be none
             raise ValueError(
                 f"topology {self}: the TPU compiler does not have it, or is not installed "
@@ -168,8 +170,13 @@ def _gpus(name: str) -> list[jax.Device]:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """While the TPU's compiler is loaded: as one of several, and not asking the cloud which machine this is."""
-    settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    """While the TPU's compiler is loaded: as one of several, and as if on one machine that it need not ask about."""
+    settings = {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update({name: value for name, value in settings.items() if before[name] is None})
     try:

@@ -1,5 +1,7 @@
 """Names of topologies, and which links of a chip lead along a mesh axis."""
 
+import os
+
 import pytest
 
 from parallel.topology import Topology
@@ -63,3 +65,15 @@ def test_gpus_are_compiled_for_where_they_are():
     assert Topology.parse("v5p:4x4x4").present
     with pytest.raises(ValueError, match="GPUs are compiled for where they are; here are 0 of them"):
         Topology.parse("h100:8").devices()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["v4:4x4x4", "v5e:4x4", "v5p:4x4x8", "v6e:16x16"])
+def test_a_device_is_a_chip(text, monkeypatch):
+    """To the TPU's compiler, in whose default a v4 chip is two; and what loading it needed is not left behind."""
+    pytest.importorskip("libtpu")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    topology = Topology.parse(text)
+    devices = topology.devices()
+    assert len({device.coords for device in devices}) == len(devices) == topology.chips
+    assert "TPU_SKIP_MDS_QUERY" not in os.environ
