@@ -75,5 +75,5 @@ def test_a_device_is_a_chip(text, monkeypatch):
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     topology = Topology.parse(text)
     devices = topology.devices()
-    assert len({device.coords for device in devices}) == len(devices) == topology.chips
+    assert len({tuple(device.coords) for device in devices}) == len(devices) == topology.chips
     assert "TPU_SKIP_MDS_QUERY" not in os.environ
