@@ -13,6 +13,7 @@ from experiments.placement import Layout
 from experiments.runs import Run
 from models.config import NormPlacement, Stack
 from models.execution import Execution, Kernel, Layers, Remat
+from models.kernels import misfit
 from models.pair import Pair
 from models.transformer import AnyArchitecture, declare
 from parallel.analytic import Exchange, Split, Weight, Work, predict
@@ -60,9 +61,17 @@ class Layouts:
         return predict(work, **told)
 
     def compile(self, layout: Layout) -> Estimate:
-        """What the compiler says of it, asked once."""
+        """What the compiler says of it, asked once; of GPUs elsewhere arithmetic says it.
+
+        A GPU's compiler counts no cycles: how long it computes is then by arithmetic too.
+        """
+        if not self.topology.present:
+            return self.predict(layout)
         if layout not in self._compiled:
-            self._compiled[layout] = compile_step(self.run, layout, self.topology)
+            said = compile_step(self.run, layout, self.topology)
+            if self.topology.platform == "gpu" and said.memory:
+                said = replace(said, compute_seconds=self.predict(layout).compute_seconds)
+            self._compiled[layout] = said
         return self._compiled[layout]
 
     def all(self, remats: Sequence[Remat] = tuple(Remat)) -> Iterator[Layout]:
@@ -107,7 +116,7 @@ class Layouts:
         """
         if limit is None and self.topology.platform != "cpu":
             limit = self.topology.chip.memory_bytes
-        told = dict(limit=limit, most=compiled, report=report)
+        told = dict(limit=limit, most=compiled if self.topology.present else 0, report=report)
         return search(
             self.all(),
             self.predict,
@@ -132,8 +141,16 @@ class Layouts:
             self._works[execution, mesh] = _work(self.run, execution, *found)
         return self._works[execution, mesh]
 
+    def _stand_in(self) -> Kernel:
+        """What is traced for cuDNN's kernel, which JAX traces beside GPUs only: splash saves the same."""
+        lengths = self.run.objective.lengths(self.run.data.length)
+        fits = not any(misfit(Kernel.SPLASH, each, *lengths) for each in self.run.architecture.attentions)
+        return Kernel.SPLASH if fits else Kernel.BLOCKS
+
     def _saved(self, execution: Execution, mesh: AbstractMesh) -> list["_Residual"]:
         execution = replace(execution, layers=Layers.SCAN)  # what is saved of each layer is then told from the rest
+        if execution.kernel is Kernel.CUDNN and not self.topology.present:
+            execution = replace(execution, kernel=self._stand_in())
         if (execution, mesh) not in self._traces:
             run = replace(self.run, architecture=_told_apart(self.run.architecture))
             self._traces[execution, mesh] = _residuals(run, execution, mesh)

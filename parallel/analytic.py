@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from parallel.estimate import Estimate, Memory, network_seconds
-from parallel.hardware import Chip
 from parallel.program import Collective
 from parallel.topology import Topology
 
@@ -162,7 +161,7 @@ def predict(work: Work, *, topology: Topology, mesh: Mapping[str, int], rows: in
         parts: that a batch is computed in, one after another.
     """
     chip, sizes = topology.chip, {name: size for name, size in mesh.items() if size > 1}
-    memory = _memory(work, chip, sizes, rows / parts, parts)
+    memory = _memory(work, topology, sizes, rows / parts, parts)
     collectives = _collectives(work, topology, sizes, rows, parts)
     rated = topology.platform != "cpu"
     return Estimate(
@@ -180,12 +179,13 @@ def predict(work: Work, *, topology: Topology, mesh: Mapping[str, int], rows: in
     )
 
 
-def _memory(work: Work, chip: Chip, mesh: Mapping[str, int], rows: float, parts: int) -> Memory:
+def _memory(work: Work, topology: Topology, mesh: Mapping[str, int], rows: float, parts: int) -> Memory:
     parameters = 4 * sum(weight.at_rest(mesh) for weight in work.weights)
     single = [2 * weight.gathered(mesh) for weight in work.weights if weight.layers == 1]
     looped = [weight for weight in work.weights if weight.layers > 1]
     layer = sum(2 * weight.gathered(mesh) / weight.layers for weight in looped)
-    whole = sum(2 * weight.gathered(mesh) / weight.layers for weight in looped if not _scatters(work, weight, mesh))
+    summed = [weight for weight in looped if not _scatters(work, weight, topology, mesh)]
+    whole = sum(2 * weight.gathered(mesh) / weight.layers for weight in summed)
     # While the head runs: logits, whose gradient is made inside the products that want it; weights in 16 bits, their
     # gradients in 32, and the largest once more as it is exchanged.
     head = rows * work.logits.on_chip(mesh) + 3 * sum(single) + max(single, default=0.0)
@@ -199,15 +199,16 @@ def _memory(work: Work, chip: Chip, mesh: Mapping[str, int], rows: float, parts:
         optimizer=work.moments * parameters,
         gradients=parameters * (2 if parts > 1 else 1),
         activations=rows * _on_chip(work.saved, mesh) + _on_chip(work.kept, mesh),
-        temporaries=max(head, block - chip.vector_memory_bytes),
+        temporaries=max(head, block - topology.chip.vector_memory_bytes),
         other=PROGRAM,
     )
 
 
-def _scatters(work: Work, weight: Weight, mesh: Mapping[str, int]) -> bool:
-    """Whether each device gets its part of a gradient's sum: where it is over shards alone, and few of them."""
-    readers = {name for name in work.readers if name in mesh}
-    return readers <= set(weight.shared(mesh)) and shards(mesh, weight.shared(mesh)) <= SCATTERED
+def _scatters(work: Work, weight: Weight, topology: Topology, mesh: Mapping[str, int]) -> bool:
+    """Whether each device gets its part of a gradient's sum: where it is over shards alone, on TPUs few of them."""
+    most = SCATTERED if topology.platform == "tpu" else math.inf
+    readers, gathered = {name for name in work.readers if name in mesh}, weight.shared(mesh)
+    return readers <= set(gathered) and shards(mesh, gathered) <= most
 
 
 def _collectives(
@@ -229,7 +230,8 @@ def _collectives(
         gathered = weight.shared(mesh)
         size, uses = 2 * weight.gathered(mesh) / weight.layers, parts * weight.layers
         add("all-gather", gathered, uses * (1 + work.again * (weight.layers > 1)), size)
-        add("reduce-scatter" if _scatters(work, weight, mesh) else "all-reduce", (*gathered, *readers), uses, size)
+        summed = "reduce-scatter" if _scatters(work, weight, topology, mesh) else "all-reduce"
+        add(summed, (*gathered, *readers), uses, size)
     for each in work.exchanges:
         add(each.kind, each.axes, each.count * parts, each.array.on_chip(mesh) * rows / parts)
     found = [Collective(kind=kind, axes=axes, count=int(n), bytes=size) for (kind, axes), (n, size) in sums.items()]

@@ -48,11 +48,13 @@ class Command:
     """Compile the train step of a model for a TPU slice that is not here: does it fit, how long would a step take?
 
     The TPU's own compiler does it on this machine's CPU, in about a minute (extra `tpu`: pip install
-    'scaling-experiments[tpu]'). A topology of CPU devices compiles too, and shows memory and collectives.
+    'scaling-experiments[tpu]'). A topology of CPU devices compiles too, and shows memory and collectives. GPUs are
+    compiled for where they are; of those elsewhere arithmetic speaks, whose constants were set by what TPUs do.
 
         scaling compile --topology v5p:4x4x8 --model.family llama --model.params 7e9 --length 4096 --mesh fsdp=128
         scaling compile --topology v5e:4x4 --model.params 4e8 --mesh fsdp=8,tensor=2 --json
         scaling compile --topology cpu:8 --model.params 1e6 --length 256 --mesh fsdp=4,tensor=2
+        scaling compile --topology h100:4x8 --model.params 7e9 --length 4096 --mesh fsdp=32
         scaling compile --topology v5p:4x4x4 --model.family llama --model.params 7e9 --batch 256 --search
 
     A search considers every mesh of data, fsdp and tensor shards (and of sequence, where rows are fewer than chips),
@@ -61,7 +63,7 @@ class Command:
     """
 
     topology: str
-    """Generation (v4, v5e, v5p, v6e) and chips along each dimension of its network; or cpu:8."""
+    """Generation (v4, v5e, v5p, v6e) and chips along each dimension of its network; h100:8, h100:4x8; or cpu:8."""
     model: ModelOptions = field(default_factory=lambda: ModelOptions(family="llama"))
     objective: tyro.conf.EnumChoicesFromValues[Name] | None = None
     """What is predicted; by default causal for a decoder, masked for an encoder, span-corruption for both."""
@@ -98,8 +100,10 @@ class Command:
             from experiments.launch.environment import restart_for_cpu
 
             restart_for_cpu(devices=topology.chips)
-        if "JAX_PLATFORMS" not in os.environ:
+        if topology.platform != "gpu" and "JAX_PLATFORMS" not in os.environ:
             jax.config.update("jax_platforms", "cpu")  # nothing is computed: do not wait for an accelerator
+        if topology.platform == "tpu":
+            jax.config.update("jax_enable_compilation_cache", False)  # it cannot load such programs
         from rich.console import Console
 
         from experiments.data.packed import DataConfig
@@ -178,7 +182,8 @@ def _print(console, run, found: Estimate) -> None:
     for each in found.collectives:
         table.add_row(each.kind, ", ".join(each.axes), f"{each.count:,}", _gib(each.bytes))
     console.print(table)
-    console.print(f"compiled in {found.compile_seconds:.0f} s", highlight=False)
+    by = "by arithmetic" if found.compile_seconds is None else f"compiled in {found.compile_seconds:.0f} s"
+    console.print(by, highlight=False)
 
 
 def _flags(layout: Layout) -> str:

@@ -62,6 +62,18 @@ def test_a_search_ends_in_a_layout_that_fits_and_says_why_others_lose(capsys, mo
     assert first["predicted"]["flops_per_step"] == first["compiled"]["flops_per_step"]
 
 
+def test_of_gpus_elsewhere_arithmetic_speaks(capsys):
+    size = ["--model.width", "128", "--model.depth", "2", "--model.heads", "2", "--vocab", "512", "--length", "256"]
+    assert main(["compile", "--topology", "h100:2x8", *size, "--mesh", "fsdp=16", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["compile_seconds"] is None
+    assert said["fits"] is True
+    assert said["step_seconds_estimate"] > 0
+    assert {each["kind"] for each in said["collectives"]} == {"all-gather", "reduce-scatter"}
+    assert main(["compile", "--topology", "h100:2x8", *size, "--search"]) == 0
+    assert "compiler" not in capsys.readouterr().out
+
+
 def test_prices_of_a_sweep():
     short, long, large = prices([RUN, replace(RUN, steps=200), LARGE], POD, Placement())
     assert (short.fits, long.fits, large.fits) == (True, True, False)

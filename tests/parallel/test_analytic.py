@@ -57,6 +57,9 @@ def test_over_many_shards_or_with_copies_gradients_are_summed_whole():
     found = by_kind(told(fsdp=64))
     assert set(found) == {("all-gather", ("fsdp",)), ("all-reduce", ("fsdp",))}
     assert found["all-reduce", ("fsdp",)].bytes == pytest.approx(2 * 63 / 64 * 2 * KERNEL.size)
+    assert ("reduce-scatter", ("fsdp",)) in by_kind(
+        told(Topology.parse("h100:8x8"), fsdp=64)
+    )  # not by a TPU's compiler
     copies = by_kind(told(FLAT, data=4, fsdp=4))
     assert set(copies) == {("all-gather", ("fsdp",)), ("all-reduce", ("data", "fsdp"))}
     assert ("reduce-scatter", ("fsdp",)) in by_kind(told(fsdp=16, tensor=4))
