@@ -60,12 +60,15 @@ class Dispatch(Enum):
     `dense` computes every token by every expert and leaves out what was not asked for. `buffers` gives each expert as
     many seats for a row as the architecture says, or for a whole row where that says nothing: the products are of
     seats, empty ones included. `ragged` puts tokens in the order of their experts, and its products are of no other
-    token: `jax.lax.ragged_dot`, which XLA computes so on TPUs, and elsewhere as if it were dense.
+    token: `jax.lax.ragged_dot`, which XLA computes so on TPUs, and elsewhere as if it were dense. None of these but
+    `buffers` sends a token to the devices of its experts alone: all tokens come to all devices that share experts.
+    `exchange` is `ragged` that does (by `jax.lax.ragged_all_to_all`; on a CPU only as if).
     """
 
     DENSE = "dense"
     BUFFERS = "buffers"
     RAGGED = "ragged"
+    EXCHANGE = "exchange"
 
 
 class Products(Enum):

@@ -17,7 +17,9 @@ from models.execution import Dispatch, Execution
 from models.feedforward import MLP, Form
 from models.identity import ADDED
 from models.layers import RESIDUAL, Role, parameter, use
-from parallel.dispatch import Sent, everywhere, in_buffers, in_order, seats
+from parallel.dispatch import Sent, everywhere, exchanged, in_buffers, in_order, seats
+
+_OF_RUNS = {Dispatch.RAGGED: in_order, Dispatch.EXCHANGE: exchanged}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ class MixtureOfExperts(nnx.Module):
     def __init__(self, config: Experts, width: int, *, depth_scale: float, std: float | None, execution: Execution):
         self.config, self.execution = config, execution
         self.dispatch = execution.dispatch or (Dispatch.DENSE if config.capacity is None else Dispatch.BUFFERS)
-        if self.dispatch is Dispatch.RAGGED and execution.pipeline:  # JAX cannot lay them out under `vmap` over stages
+        if self.dispatch in _OF_RUNS and execution.pipeline:  # JAX cannot lay them out under `vmap` over stages
             raise ValueError(
                 "experts: ragged products cannot be computed in stages of a pipeline; choose 'buffers' or 'dense' "
                 "(--placement.dispatch)"
@@ -154,17 +156,19 @@ class MixtureOfExperts(nnx.Module):
 
         def local(x, picked, weights, taken, kernels):
             mlp = partial(self._mlp, kernels)
+            # Gradients of all shards of the hidden units are summed here, not where rows are many more.
+            x, weights = (jax.lax.pcast(each, run.rules.axes("hidden"), to="varying") for each in (x, weights))
             sent = Sent(rows=x, picked=picked, weights=weights, groups=config.count, axes=axes)
             if self.dispatch is Dispatch.BUFFERS:
                 compute = partial(mlp, partial(jnp.einsum, "becd,edh->bech"), partial(jnp.einsum, "bech,ehd->becd"))
                 y = in_buffers(sent, compute, taken=taken, capacity=config.seats(x.shape[1]))
-            elif self.dispatch is Dispatch.RAGGED:
+            elif self.dispatch in _OF_RUNS:
 
                 def compute(runs, lengths):
                     product = partial(jax.lax.ragged_dot, group_sizes=lengths)
                     return mlp(product, product, runs)
 
-                y = in_order(sent, compute)
+                y = _OF_RUNS[self.dispatch](sent, compute)
             else:
 
                 def compute(x, spread):

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "s4": 0.5, "u4": 0.5}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -32,7 +32,9 @@ class Collective:
         kind: one of `KINDS`.
         axes: mesh axes along which devices exchange.
         count: how often a device takes part while the program runs once.
-        bytes: what a device sends over the network in them, by the best known algorithm (a ring).
+        bytes: what a device sends over the network in them, by the best known algorithm (a ring). Of a ragged exchange
+            nobody knows beforehand; it is what would fill the smaller of its two buffers, spread evenly over devices,
+            and on average over devices it is hardly ever more.
     """
 
     kind: str
@@ -68,13 +70,14 @@ def read(text: str, mesh: Mesh) -> Program:
     """Reads the text of a program compiled for `mesh` (`compiled.as_text()`)."""
     cycles, kernels, seen = 0.0, 0, set()
     sums: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-    for computation, line, times, fused in _executed(_computations(text)):
+    computations = _computations(text)
+    for computation, line, times, fused in _executed(computations):
         if not fused and (found := _CYCLES.search(line)):
             cycles += times * int(found[1])
         kernels += "tpu_custom_call" in line
         if not (found := _COLLECTIVE.search(line)):
             continue
-        shape, kind, started, _ = found.groups()
+        shape, kind, started, operands = found.groups()
         # The TPU compiler cuts one exchange into steps that it fuses with products; they share a channel. So do all
         # that are written out in `jax.shard_map`, but those stand alone.
         channel = re.search(r"channel_id=(\d+)", line) if fused else None
@@ -85,6 +88,8 @@ def read(text: str, mesh: Mesh) -> Program:
         if len(group) < 2:
             continue
         size = _size(shape, last=bool(started))
+        if kind == "ragged-all-to-all":
+            size = min(size, _size(_shape(operands, computations[computation]), last=False))
         if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):  # how a TPU's program writes it
             kind, size = "reduce-scatter", size / len(group)
         sent = times * _sent(kind, size, len(group))
@@ -138,6 +143,13 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
     return named[0] if named and "direction=LT" in root else 1
 
 
+def _shape(operands: str, lines: list[str]) -> str:
+    """The shape of the first operand, which its own line says."""
+    name = re.search(r"%([\w.\-]+)", operands)[1]
+    said = re.compile(rf"\s+%{re.escape(name)} = (.*?) [\w\-]+\(")
+    return next(found[1] for line in lines if (found := said.match(line)))
+
+
 def _size(shape: str, *, last: bool) -> float:
     """Bytes of a result; of an exchange that was only started, its last array, the others being what goes in."""
     sizes = [
@@ -160,6 +172,7 @@ def _sent(kind: str, result: float, devices: int) -> float:
         "all-reduce": 2 * share * result,
         "reduce-scatter": share * result * devices,
         "all-to-all": share * result,
+        "ragged-all-to-all": share * result,
         "collective-permute": result,
     }[kind]
 

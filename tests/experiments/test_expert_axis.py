@@ -18,6 +18,7 @@ from parallel.mesh import MeshShape, device_mesh
 SIZES = dict(width=16, depth=1, heads=2, vocab=64, length=16)
 LIMITED = zoo.mixtral(**SIZES, experts=4, capacity=0.8)
 UNLIMITED = zoo.mixtral(**SIZES, experts=4)
+EIGHT = zoo.mixtral(**SIZES, experts=8)
 ROWS = np.random.default_rng(0).integers(1, 64, (8, 17))
 
 
@@ -42,6 +43,10 @@ def around(shape, architecture, dispatch):
         ("expert=2,sequence=2", LIMITED, Dispatch.RAGGED),
         ("fsdp=2,expert=2,tensor=2", LIMITED, Dispatch.BUFFERS),
         ("fsdp=2,expert=2,tensor=2", UNLIMITED, Dispatch.RAGGED),
+        ("expert=8", EIGHT, Dispatch.EXCHANGE),
+        ("fsdp=2,expert=4", LIMITED, Dispatch.EXCHANGE),
+        ("expert=2,tensor=2", EIGHT, Dispatch.EXCHANGE),
+        ("expert=2,sequence=2", UNLIMITED, Dispatch.EXCHANGE),
     ],
 )
 def test_experts_on_several_devices_take_the_step_of_one(shape, architecture, dispatch):

@@ -14,7 +14,7 @@ from experiments.optimizer import Schedule
 from experiments.placement import Placement
 from experiments.runs import Run
 from models import zoo
-from models.execution import Precision, Remat
+from models.execution import Dispatch, Precision, Remat
 from parallel.topology import Topology
 
 pytestmark = pytest.mark.slow
@@ -40,6 +40,19 @@ def test_a_slice_needs_what_arithmetic_says(family, topology):
     assert 0 < compiled.mfu < 1
     assert compiled.memory.parameters == pytest.approx(layouts.run.cost.params * 4 / 16, rel=0.02)
     assert told.memory_needed == pytest.approx(compiled.memory_needed, rel=0.15)
+
+
+def test_tokens_go_to_experts_alone_by_a_ragged_exchange():
+    """There and back, in the forward pass, its repetition (there only) and the backward pass; in each of two layers."""
+    pytest.importorskip("libtpu")
+    topology = Topology.parse("v5e:4x4")
+    architecture = zoo.mixtral(width=512, depth=2, heads=4, vocab=1024, length=512)
+    placement = Placement(mesh="fsdp=4,expert=4", remat=Remat.FULL, dispatch=Dispatch.EXCHANGE)
+    compiled = Layouts(run_of(architecture, length=512, batch=16), topology, placement).compile(placement)
+    assert compiled.fits
+    (ragged,) = (each for each in compiled.collectives if each.kind == "ragged-all-to-all")
+    assert (ragged.axes, ragged.count) == (("expert",), 2 * 5)
+    assert ragged.bytes == 10 * 2 * (512 * 2 * 512) * 3 / 4  # each of a device's 512 tokens to two devices
 
 
 def test_too_much_is_refused_with_what_would_fit(capsys):

@@ -122,6 +122,24 @@ def test_a_tpu_writes_a_scattered_sum_as_a_fusion_of_both_and_cuts_gathers_into_
     }
 
 
+def test_a_ragged_exchange_is_as_much_as_its_smaller_buffer():
+    text = "\n".join(
+        (
+            "ENTRY %main (p: bf16[64,8], q: bf16[256,8], s: s32[4]) -> bf16[256,8] {",
+            "  %p = bf16[64,8]{1,0:T(8,128)(2,1)} parameter(0)",
+            "  %q = bf16[256,8]{1,0:T(8,128)(2,1)} parameter(1)",
+            "  %s = s32[4]{0:T(128)} parameter(2)",
+            "  %there = bf16[256,8]{1,0:T(8,128)(2,1)} ragged-all-to-all(%p, %q, %s, %s, %s, /*index=5*/%s), "
+            "channel_id=1, replica_groups={{0,2,4,6},{1,3,5,7}}",
+            "  ROOT %back = bf16[64,8]{1,0:T(8,128)(2,1)} ragged-all-to-all(%there, %p, %s, %s, %s, /*index=5*/%s), "
+            "channel_id=1, replica_groups={{0,2,4,6},{1,3,5,7}}",
+            "}",
+        )
+    )
+    (only,) = read(text, device_mesh("expert=4,tensor=2")).collectives
+    assert only == Collective(kind="ragged-all-to-all", axes=("expert",), count=2, bytes=2 * 2 * 64 * 8 * 3 / 4)
+
+
 def test_bytes_are_those_of_one_shard():
     mesh = device_mesh("fsdp=4,tensor=2")
     split = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
