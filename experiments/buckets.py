@@ -8,14 +8,21 @@ Checkpoints are written and read by all processes straight where they belong, if
 has no driver for others: there a run of one process keeps them in its working copy too, and pushes those that are
 complete.
 
+What is only read has no working copy, which may be in use: `copied` copies the few files that are asked for to a folder
+that lasts as long as the process.
+
 Nothing locks a folder in a bucket: `launch.lock` keeps apart the processes of one machine that share a working copy.
 Who trains one run on two machines at once has both write it, and may see one end in an error.
 """
 
+import atexit
 import contextlib
 import difflib
+import fnmatch
 import logging
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +39,7 @@ class Place:
 
     Attributes:
         folder: where files are read and written.
-        url: the folder in a bucket that it is a working copy of; empty if it is no copy.
+        url: the folder in a bucket that it is a copy of; empty if it is no copy.
     """
 
     folder: Path
@@ -55,6 +62,17 @@ class Place:
     def direct(self) -> bool:
         """Whether all processes write checkpoints straight there; otherwise they are in the working copy too."""
         return self.url.startswith("gs://")
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Within it errors about files of a copy name the folder in the bucket."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if not self.url or str(self.folder) not in str(error):
+                raise
+            kind = next(kind for kind in (FileNotFoundError, OSError, ValueError) if isinstance(error, kind))
+            raise kind(str(error).replace(str(self.folder), self.url)) from error
 
     def __truediv__(self, name: str) -> "Place":
         return Place(self.folder / name, self.url and f"{self.url}/{name}")
@@ -112,6 +130,122 @@ def filesystem(url: str) -> Any:
         raise OSError(f"{url} cannot be opened: {type(error).__name__}: {_one_line(error)}") from error
 
 
+def on_disk(text: str | Path, what: str) -> Path:
+    """The path that a user names, where what is read or written is on disk.
+
+    Args:
+        text: what was given.
+        what: the option that it was given for, as "--output".
+
+    Raises:
+        ValueError: if it is the URL of a bucket, or nearly.
+    """
+    if named := kind_and_path(text):
+        raise ValueError(f"{what} is a path on this machine, and {'://'.join(named)} is in a bucket")
+    return Path(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def copied(text: str | Path, *patterns: str) -> Place:
+    """A folder to read: itself where it is on disk, else a copy of those files in it that match one of the patterns.
+
+    Args:
+        text: a path, or the URL of a folder in a bucket.
+        patterns: names of files, as "run.json", "*.safetensors" or "generator/config.json".
+
+    Raises:
+        ValueError: as `Place.of`.
+        FileNotFoundError: if there is no such folder; the message names the nearest.
+        OSError: if a bucket cannot be read.
+    """
+    if not (url := Place.of(text).url):
+        return Place(Path(text))
+    store = filesystem(url)
+    root = store._strip_protocol(url)
+    with told(url, "read"):
+        entries = {"": _listed(store, root)}
+        if not entries[""]:
+            raise _Absent(_nearest(store, url))
+        for each in entries[""]:
+            if each["type"] == "directory" and any(pattern.startswith(f"{_base(each)}/") for pattern in patterns):
+                entries[f"{_base(each)}/"] = _listed(store, each["name"])
+        names = [above + _base(each) for above, found in entries.items() for each in found if each["type"] == "file"]
+        wanted = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        place = Place(_lasting(), url)
+        if wanted:
+            store.get([f"{root}/{name}" for name in wanted], [str(place.folder / name) for name in wanted])
+    return place
+
+
+def copied_checkpoints(place: Place) -> Iterator[Path]:
+    """The complete checkpoints below a folder in a bucket, newest first: each copied when it is asked for.
+
+    Args:
+        place: a folder in a bucket that has checkpoints which Orbax cannot read where they are.
+
+    Yields:
+        A folder of checkpoints that holds one, and lasts as long as this process.
+
+    Raises:
+        OSError: if the bucket cannot be read.
+    """
+    store, url = filesystem(place.url), f"{place.url}/{CHECKPOINTS}"
+    root = store._strip_protocol(url)
+    with told(url, "read"):
+        found = [_base(each) for each in _listed(store, root)]
+        steps = sorted((name for name in found if name.isdecimal()), key=int, reverse=True)
+        steps = [step for step in steps if store.exists(f"{root}/{step}/{LAST[0]}")]
+    for step in steps:
+        folder = _lasting()  # Orbax may still be reading it when it has found it damaged
+        with told(url, "read"):
+            names = [path[len(root) + 1 :] for path in store.find(f"{root}/{step}")]
+            store.get([f"{root}/{name}" for name in names], [str(folder / name) for name in names])
+        yield folder
+
+
+def _lasting() -> Path:
+    """A new folder, which goes when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="scaling-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+class _Absent(FileNotFoundError):
+    """There is no such folder; the message is for the user."""
+
+
+def _listed(store: Any, root: str) -> list[dict[str, Any]]:
+    """What is in a folder; nothing if there is none."""
+    try:
+        return [each for each in store.ls(root, detail=True) if each["name"].rstrip("/") != root.rstrip("/")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _base(entry: dict[str, Any]) -> str:
+    return entry["name"].rstrip("/").rpartition("/")[2]
+
+
+def _nearest(store: Any, url: str) -> str:
+    """What to say where there is no such folder: the nearest that there is, beside it or beside one that it is in."""
+    above, _, name = url.rpartition("/")
+    while not above.endswith("/"):
+        if names := [_base(each) for each in _listed(store, store._strip_protocol(above))]:
+            if name in names:
+                return f"{url} is a file, and not a folder"
+            near = difflib.get_close_matches(name, names, n=1)
+            return f"there is no folder {url}" + (f"; did you mean '{above}/{near[0]}'?" if near else "")
+        above, _, name = above.rpartition("/")
+    return f"{url} cannot be read: {_no_bucket(url)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading and writing
+
+
 class Mirror:
     """Copies files between a working folder and the folder in a bucket that counts.
 
@@ -134,7 +268,7 @@ class Mirror:
         Raises:
             OSError: if it cannot be read.
         """
-        with self._told("read"):
+        with told(self.place.url, "read"):
             paths = [path for path in self._store.find(self._root) if path.startswith(f"{self._root}/")]
             found = {name for path in paths if self._is_copied(name := path[len(self._root) + 1 :])}
             wanted = sorted(name for name in found if (step := _step(name)) is None or f"{step}/{LAST[0]}" in found)
@@ -152,7 +286,7 @@ class Mirror:
         """
         here = self._here()
         changed = [name for name, stamp in here.items() if self._copied.get(name) != stamp]
-        with self._told("written"):
+        with told(self.place.url, "written"):
             for last in (None, *LAST):
                 if names := [name for name in changed if _last(name) == last]:
                     self._store.put(*self._ends(names))
@@ -180,21 +314,35 @@ class Mirror:
             for part in name.split("/")
         )
 
-    @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Turns whatever a client of a store raises into one clear line."""
-        try:
-            yield
-        except Exception as error:
-            bucket = self.place.url.partition("://")[2].partition("/")[0]
-            said = _one_line(error)
-            if isinstance(error, FileNotFoundError):
-                reason = f"there is no bucket '{bucket}', or these credentials do not see it"
-            elif isinstance(error, PermissionError) or re.search(_DENIED, said):
-                reason = f"permission denied ({said})"
-            else:
-                reason = f"{type(error).__name__}: {said}"
-            raise OSError(f"{self.place.url} cannot be {what}: {reason}") from error
+
+@contextlib.contextmanager
+def told(url: str, what: str) -> Iterator[None]:
+    """Turns whatever a client of a store raises into one clear line.
+
+    Args:
+        url: what it is about.
+        what: "read" or "written".
+
+    Raises:
+        OSError: in place of any other error of a client.
+    """
+    try:
+        yield
+    except _Absent:
+        raise
+    except Exception as error:
+        said = _one_line(error)
+        if isinstance(error, FileNotFoundError):
+            reason = _no_bucket(url)
+        elif isinstance(error, PermissionError) or re.search(_DENIED, said):
+            reason = f"permission denied ({said})"
+        else:
+            reason = f"{type(error).__name__}: {said}"
+        raise OSError(f"{url} cannot be {what}: {reason}") from error
+
+
+def _no_bucket(url: str) -> str:
+    return f"there is no bucket '{url.partition('://')[2].partition('/')[0]}', or these credentials do not see it"
 
 
 _DENIED = "Forbidden|Unauthorized|Access ?Denied|Anonymous caller"

@@ -5,7 +5,8 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from experiments.buckets import CHECKPOINTS, Mirror, Place
 from experiments.configuration import from_json, to_json
 from experiments.data.examples import AnyExamples
 from experiments.data.packed import DataConfig
+from experiments.data.prepared import TOKENIZER, Prepared
 from experiments.objectives import AnyObjective, Causal, Sides, Sparing
 from experiments.optimizer import AdamW, Schedule
 from models.cost import Cost
@@ -208,14 +210,18 @@ class RunFolder:
         if self._mirror:
             self._mirror.push()
 
-    def record(self, run: Run) -> None:
-        """Makes the folder and writes what the run is.
+    def record(self, run: Run, prepared: Prepared) -> None:
+        """Makes the folder and writes what the run is, and what its rows are, with their tokenizer.
 
         Raises:
+            ValueError: if the run was begun on other rows.
             OSError: if the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            record_rows(self.path, prepared)
+            if (tokenizer := prepared.folder / TOKENIZER).is_file():
+                shutil.copy(tokenizer, self.path / TOKENIZER)
             write_json(self.path / "run.json", to_json(run))
         except OSError as error:
             raise OSError(f"run folder {self.path} cannot be written: {error.strerror or error}") from error
@@ -262,6 +268,33 @@ class RunFolder:
         """Records the reason of a failure, and whether trying again is pointless."""
         write_json(self.path / "failed.json", {"reason": reason, "for_good": for_good})
         self.push()
+
+
+def record_rows(folder: Path, prepared: Prepared) -> None:
+    """Writes what the rows are that runs in a folder are trained on; checks it where that is written already.
+
+    Equal fingerprints say that text and settings are equal. The rows are too, if the tokenizer was: one that another
+    machine trained, with another version of its library, may differ.
+
+    Raises:
+        ValueError: if they are other rows.
+        OSError: if it cannot be written.
+    """
+    path = folder / "rows.json"
+    if not path.is_file():
+        return write_json(path, asdict(prepared.metadata))
+    try:
+        stored = json.loads(path.read_bytes())
+        begun = (stored["tokenizer_sha256"], stored["train"]["sha256"], stored["held_out"]["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for what, before, now in zip(("tokenizer", "training rows", "held-out rows"), begun, prepared.digests, strict=True):
+        if before != now:
+            raise ValueError(
+                f"{folder} was begun on other rows of the same text than {prepared.folder} holds ({what}: hash "
+                f"{before[:12]}, here {now[:12]}); make them with the versions of then, or choose another --output"
+            )
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:

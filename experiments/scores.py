@@ -37,7 +37,7 @@ def of_held_out(
         FileNotFoundError: if the rows are not there.
     """
     if trained.run is None:
-        raise ValueError(f"{trained.folder} was not trained here and has no held-out rows; say with --data on what")
+        raise ValueError(f"{trained.place} was not trained here and has no held-out rows; say with --data on what")
     run = replace(trained.run, evaluation_rows=rows)
     measured = evaluate(trained.model, run, trained.prepared(prepared), mesh, trained.model.execution, batch=batch)
     if "bits_per_byte" in measured:
@@ -80,7 +80,7 @@ def of_text(
     model, run = trained.model, trained.run
     if Sides.of(model.config) is not Sides.DECODER or (run and not isinstance(run.objective, Causal)):
         asked = run.objective.label if run else f"no likelihood of text ({model.config.family})"
-        raise ValueError(f"{trained.folder} was asked {asked}: --data needs a decoder that predicts the next token")
+        raise ValueError(f"{trained.place} was asked {asked}: --data needs a decoder that predicts the next token")
     longest = run.data.length if run else model.config.length
     if not 1 <= (length := length or longest) <= model.config.length:
         raise ValueError(f"rows of {length} tokens must be of 1 to {model.config.length}, the model's longest")
@@ -127,7 +127,7 @@ def bleu(
     """
     metric = need_sacrebleu()
     if trained.run is None or not isinstance(trained.run.objective, SequenceToSequence):
-        raise ValueError(f"{trained.folder} is no run on pairs of texts, so there is nothing to translate")
+        raise ValueError(f"{trained.place} is no run on pairs of texts, so there is nothing to translate")
     objective, model, found = trained.run.objective, trained.model, trained.prepared(prepared)
     ids, language, how = objective.vocabulary, trained.language(prepared), BeamSearch(beams=beams)
     new = objective.lengths(trained.run.data.length)[1]

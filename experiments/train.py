@@ -38,7 +38,7 @@ from experiments.runs import Run, RunFailed, RunFolder
 from models.execution import Execution
 from models.layers import initialize
 from models.transformer import Model, declare
-from parallel.distributed import asked_to_stop, from_lead, is_lead
+from parallel.distributed import asked_to_stop, everywhere, from_lead, is_lead, lead_first
 from parallel.flags import Flags, compiler_options
 from parallel.sharding import abstract, born_sharded
 from parallel.watchdog import Watchdog
@@ -180,7 +180,8 @@ def train(
         The measured columns of the table of runs: loss, loss_se, bits_per_byte, unique_tokens.
 
     Raises:
-        ValueError: if the mesh, the batch or the model do not fit each other or the devices.
+        ValueError: if the mesh, the batch or the model do not fit each other or the devices, or the rows are not those
+            that the run was begun on.
         RunFailed: if the loss is not finite; the message names the step.
         Stopped: if it was asked to stop.
         OSError: if the folder, or its bucket, cannot be read or written.
@@ -198,8 +199,13 @@ def train(
         raise ValueError(
             f"run {run.identity} is of rows {run.rows}, and {prepared.folder} holds {prepared.fingerprint}"
         )
-    if is_lead():
-        folder.record(run)
+    with lead_first("the folder of the run"):
+        if is_lead():
+            folder.record(run, prepared)
+    # Every machine makes its rows by itself: what is resumed or trained together must be the same ones.
+    rows = list(prepared.digests)
+    if not everywhere(rows == from_lead(rows)):
+        raise ValueError(f"rows {run.rows} differ between the machines of this run, though their text does not")
 
     # Where: mesh and layout.
     mesh = placement.build(devices)

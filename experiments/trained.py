@@ -3,21 +3,30 @@
 with jax.set_mesh(mesh):
     trained = load("runs/0123456789ab", mesh)
     trained.model, trained.language()
+
+The folder may be in a bucket. Then its small files are copied, and the checkpoint is read where it is; of a store that
+Orbax cannot read, the newest one is copied too.
 """
 
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from experiments.checkpoint import Checkpoints
+from experiments.buckets import CHECKPOINTS, Place, copied, copied_checkpoints
+from experiments.checkpoint import Checkpoints, Restored
 from experiments.configuration import from_json, to_json
 from experiments.data import prepared as rows
-from experiments.data.prepared import Prepared
+from experiments.data import tokenizer as tokenizers
+from experiments.data.prepared import TOKENIZER, Prepared
+from experiments.data.sources import nearest_file
+from experiments.data.tokenizer import Tokenizer
 from experiments.generation.language import FILES, Language, of_folder, of_tokenizer
 from experiments.objectives import Sides
 from experiments.placement import Placement
@@ -31,6 +40,8 @@ from models.transformer import AnyArchitecture, Model, declare
 from parallel.sharding import abstract
 
 ARCHITECTURE = "architecture.json"
+OF_TRANSFORMERS = (*FILES, *(f"{side}/config.json" for side in pretrained.PAIR), "*.safetensors", "*.index.json")
+"""Files of the library transformers that are read; patterns of names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +49,13 @@ class Trained:
     """A trained model.
 
     Attributes:
-        folder: where it lies.
+        place: where it lies; small files of a folder in a bucket are copied.
         model: with its parameters on the mesh.
         run: the run it comes from; None for one trained elsewhere.
         step: the step of the run that the parameters are of.
     """
 
-    folder: Path
+    place: Place
     model: Model
     run: Run | None = None
     step: int | None = None
@@ -60,17 +71,29 @@ class Trained:
             FileNotFoundError: if they are not found.
         """
         if self.run is None:
-            raise ValueError(f"{self.folder} was not trained here and has no rows of its own")
-        above = self.folder.resolve().parents[:3]
-        found = [folder] if folder else [path for root in above for path in root.glob(f"data/*-{self.run.rows}")]
+            raise ValueError(f"{self.place} was not trained here and has no rows of its own")
+        home = Place.of(self.place.url).folder if self.place.url else self.place.folder.resolve()
+        found = [folder] if folder else [at for root in home.parents[:3] for at in root.glob(f"data/*-{self.run.rows}")]
         if not found:
             raise FileNotFoundError(
-                f"the rows of run {self.run.identity} are not below {above[0] / 'data'}; say where with --prepared"
+                f"the rows of run {self.run.identity} are not below {home.parent / 'data'}; the command that trained "
+                "it makes them there, with --dry-run nothing else; or say where they are with --prepared"
             )
         prepared = rows.load(found[0])
         if prepared.fingerprint != self.run.rows:
             raise ValueError(f"run {self.run.identity} is of rows {self.run.rows}, not of {prepared.fingerprint}")
         return prepared
+
+    def tokenizer(self, folder: Path | None = None) -> Tokenizer:
+        """The tokenizer of the run's rows: its own copy, or that of the rows; `folder` as for `prepared`.
+
+        Raises:
+            ValueError, FileNotFoundError: as `prepared`, or if rows have none.
+        """
+        own = self.place.folder / TOKENIZER
+        if self.run is None or folder or not own.is_file():
+            return self.prepared(folder).tokenizer
+        return tokenizers.load(own)
 
     def language(self, folder: Path | None = None) -> Language:
         """How text becomes the model's tokens and back; `folder` as for `prepared`.
@@ -80,48 +103,76 @@ class Trained:
         """
         paired = Sides.of(self.model.config) is Sides.BOTH
         if self.run is None:
-            return of_folder(self.folder, paired=paired)
-        return of_tokenizer(self.prepared(folder).tokenizer, paired=paired)
+            return of_folder(self.place.folder, paired=paired)
+        return of_tokenizer(self.tokenizer(folder), paired=paired)
 
 
 def load(folder: str | Path, mesh: Mesh) -> Trained:
     """The newest good parameters in a folder, on the mesh, which is in force.
 
     Args:
-        folder: of a run, of an imported model, or with `config.json` and safetensors.
+        folder: of a run, of an imported model, or with `config.json` and safetensors; a path, or the URL of a bucket.
         mesh: where to.
 
     Raises:
         FileNotFoundError: if it is no such folder, or the run has no checkpoint.
-        ValueError: if what it holds cannot be used.
+        ValueError: if what it holds cannot be used, or a URL is none.
+        OSError: if a bucket cannot be read.
     """
-    folder = Path(folder)
-    if (folder / "run.json").is_file():
-        run = RunFolder(folder).run()
+    place = copied(folder, "run.json", TOKENIZER, ARCHITECTURE, *OF_TRANSFORMERS)
+    with place.named():
+        return _load(place, mesh)
+
+
+def _load(place: Place, mesh: Mesh) -> Trained:
+    here = place.folder
+    if (here / "run.json").is_file():
+        run = RunFolder(here, place.url).run()
         execution = Placement().execution(run, mesh)
         state = abstract(partial(initial_state, run=run, execution=execution), mesh, execution.rules, jax.random.key(0))
-        with Checkpoints(RunFolder(folder).checkpoints) as checkpoints:
-            restored = checkpoints.restore(state)
-        if restored is None:
-            raise FileNotFoundError(f"run {run.identity} in {folder} has no checkpoint yet; train it first")
-        return Trained(folder=folder, model=restored.state.model, run=run, step=restored.step)
-    if (folder / ARCHITECTURE).is_file():
-        execution = Execution(rules=rules_for(architecture := _architecture(folder), mesh))
+        if (restored := _newest(place, state)) is None:
+            raise FileNotFoundError(f"run {run.identity} in {place} has no checkpoint yet; train it first")
+        return Trained(place=place, model=restored.state.model, run=run, step=restored.step)
+    if (here / ARCHITECTURE).is_file():
+        execution = Execution(rules=rules_for(architecture := _architecture(here), mesh))
         init = partial(_imported, architecture=architecture, execution=execution)
-        with Checkpoints(folder / "checkpoints") as checkpoints:
-            restored = checkpoints.restore(abstract(init, mesh, execution.rules, jax.random.key(0)))
-        if restored is None:
-            raise FileNotFoundError(f"{folder} has an {ARCHITECTURE} and no checkpoint; import it again")
-        return Trained(folder=folder, model=restored.state["model"])
-    if pretrained.holds_model(folder):
-        execution = Execution(rules=rules_for(pretrained.read_architecture(folder), mesh))
-        return Trained(folder=folder, model=pretrained.load(folder, execution=execution)[1])
+        if (restored := _newest(place, abstract(init, mesh, execution.rules, jax.random.key(0)))) is None:
+            raise FileNotFoundError(f"{place} has an {ARCHITECTURE} and no checkpoint; import it again")
+        return Trained(place=place, model=restored.state["model"])
+    if pretrained.holds_model(here):
+        execution = Execution(rules=rules_for(pretrained.read_architecture(here), mesh))
+        return Trained(place=place, model=pretrained.load(here, execution=execution)[1])
+    if not here.exists():
+        raise FileNotFoundError(f"there is no folder {place}{nearest_file(here)}")
     raise FileNotFoundError(
-        f"{folder} holds no model: it has no run.json (a run), no {ARCHITECTURE} (imported) and no config.json"
+        f"{place} holds no model: it has no run.json (a run), no {ARCHITECTURE} (imported) and no config.json"
     )
 
 
-def save(folder: str | Path, model: Model, *, source: Path) -> None:
+def _newest(place: Place, state: PyTree[jax.ShapeDtypeStruct]) -> Restored | None:
+    """The newest good checkpoint of a folder; None if it has none.
+
+    Raises:
+        ValueError, OSError: as `Checkpoints.restore`.
+    """
+    if not place.url or place.direct:
+        with Checkpoints(str(place / CHECKPOINTS)) as checkpoints:
+            return checkpoints.restore(state)
+    damaged = 0
+    for copy in copied_checkpoints(place):
+        try:
+            with Checkpoints(copy) as checkpoints, warnings.catch_warnings(action="ignore", category=UserWarning):
+                return checkpoints.restore(state)
+        except OSError:
+            damaged += 1
+            (step,) = (path.name for path in copy.iterdir())
+            warnings.warn(f"checkpoint {place / CHECKPOINTS / step} is damaged and passed over", stacklevel=3)
+    if damaged:
+        raise OSError(f"none of the {damaged} checkpoints in {place / CHECKPOINTS} is good")
+    return None
+
+
+def save(folder: str | Path, model: Model, *, source: Place) -> None:
     """Writes a model as a checkpoint with its architecture as data, and what belongs to its text.
 
     Args:
@@ -139,8 +190,8 @@ def save(folder: str | Path, model: Model, *, source: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            if (source / name).is_file():
-                shutil.copy(source / name, folder / name)
+            if (source.folder / name).is_file():
+                shutil.copy(source.folder / name, folder / name)
     except OSError as error:
         raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
     with Checkpoints(folder / "checkpoints") as checkpoints:

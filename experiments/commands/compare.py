@@ -18,7 +18,7 @@ class Command(TableOptions):
     second is worth in runs of the first. Two parts of one table are compared with --where-first and --where-second.
     """
 
-    second: tyro.conf.Positional[Path]
+    second: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TABLE|URL")]
     """The other table; columns are mapped alike in both."""
     names: tuple[str, str] | None = None
     """What to call the two; by their files unless given."""
@@ -48,7 +48,7 @@ class Command(TableOptions):
             second.read(),
             flops=self.budgets or None,
             law=self.law,
-            names=self.names or called(self.table, self.second),
+            names=self.names or called(Path(self.table), Path(self.second)),
             at=values(self.at),
             resamples=self.resamples,
             seed=self.seed,

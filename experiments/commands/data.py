@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.buckets import on_disk
 from experiments.commands.options import SOURCES, TextOptions, prepare_with_progress
 from experiments.data.prepared import Metadata, Prepared, load
 
@@ -42,7 +42,7 @@ class Command(TextOptions):
     embedded: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Use the Python standard library's own source, about 11 MB that every machine has."""
 
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/data")
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "runs/data"
     """Folder of prepared data; the default is where `scaling train` looks."""
 
     samples: int = 2
@@ -59,7 +59,10 @@ class Command(TextOptions):
                 f"say where the data come from with one of --embedded, --{', --'.join(SOURCES[:-1])} and "
                 f"--{SOURCES[-1]}, not {named} of them"
             )
-        prepared = load(self.folder) if self.folder else prepare_with_progress(self.config(), self.output, console)
+        if self.folder:
+            prepared = load(on_disk(self.folder, "FOLDER"))
+        else:
+            prepared = prepare_with_progress(self.config(), on_disk(self.output, "--output"), console)
         _show(console, prepared, self.samples)
         return 0
 

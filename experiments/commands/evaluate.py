@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -25,10 +24,11 @@ class Command:
         scaling evaluate runs/0123456789ab --data 'speeches/*.txt'          # other text
         scaling evaluate runs/imported/gpt2 --data speeches.txt.xz --documents line
         scaling evaluate runs/0123456789ab --bleu                           # a model of pairs: its translations
+        scaling evaluate gs://bucket/runs/0123456789ab --data speeches.txt  # a run in a bucket
     """
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """The model: folder of a run, of an imported model, or of transformers."""
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER|URL")]
+    """The model: folder of a run, of an imported model, or of transformers; also gs://bucket/folder (extra `gcs`)."""
 
     data: tuple[str, ...] = ()
     """UTF-8 files (plain, .gz, .xz) or quoted patterns; by default the rows held out of the run's training."""
@@ -51,7 +51,7 @@ class Command:
     batch: int = 16
     """Rows at a time."""
 
-    prepared: Path | None = None
+    prepared: str = ""
     """Folder of the run's prepared rows, if it is not where `scaling train` puts them."""
 
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -66,22 +66,24 @@ class Command:
         import jax
 
         from experiments import scores, trained
+        from experiments.buckets import on_disk
         from parallel.mesh import device_mesh
 
         if self.bleu:
             scores.need_sacrebleu()  # before anything is computed
+        prepared = on_disk(self.prepared, "--prepared") if self.prepared else None
         mesh = device_mesh("data=1", jax.devices()[:1])
         with jax.set_mesh(mesh):
             found = trained.load(self.folder, mesh)
             if self.data:
                 measured = scores.of_text(
                     found, self.data, self.documents, length=self.length, batch=self.batch, rows=self.rows,
-                    prepared=self.prepared,
+                    prepared=prepared,
                 )  # fmt: skip
             else:
-                measured = scores.of_held_out(found, mesh, batch=self.batch, rows=self.rows, prepared=self.prepared)
+                measured = scores.of_held_out(found, mesh, batch=self.batch, rows=self.rows, prepared=prepared)
             if self.bleu:
-                settings = dict(beams=self.beams, batch=self.batch, rows=self.rows, prepared=self.prepared)
+                settings = dict(beams=self.beams, batch=self.batch, rows=self.rows, prepared=prepared)
                 measured |= scores.bleu(found, **settings)
         print(json.dumps(measured, indent=2) if self.json else "\n".join(_lines(measured)))
         return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -22,13 +21,13 @@ class Command:
         python -c "import transformers; transformers.AutoModel.from_pretrained('exported')"
     """
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Folder of a run, or of an imported model."""
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|URL")]
+    """Folder of a run, or of an imported model; also gs://bucket/folder (extra `gcs`)."""
 
-    output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """Folder to write, new or empty."""
+    output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
+    """Folder to write, new or empty, on this machine."""
 
-    prepared: Path | None = None
+    prepared: str = ""
     """Folder of the run's prepared rows, if it is not where `scaling train` puts them."""
 
     def __call__(self) -> int:
@@ -38,22 +37,24 @@ class Command:
         import jax
 
         from experiments import trained
+        from experiments.buckets import on_disk
         from experiments.data.tokenizer import SentencePieceTokenizer
         from experiments.generation.language import PIECES
         from models import pretrained
         from parallel.mesh import device_mesh
 
-        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise ValueError(f"{self.output} is there already and not an empty folder; choose another one")
+        output, prepared = on_disk(self.output, "OUT"), on_disk(self.prepared, "--prepared") if self.prepared else None
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"{output} is there already and not an empty folder; choose another one")
         mesh = device_mesh("data=1", jax.devices()[:1])
         with jax.set_mesh(mesh):
             found = trained.load(self.folder, mesh)
-            pretrained.save(self.output, found.model)
+            pretrained.save(output, found.model)
         if found.run is None:
             for name in ("tokenizer.json", *PIECES):
-                if (self.folder / name).is_file():
-                    shutil.copy(self.folder / name, self.output / name)
-        elif isinstance(tokenizer := found.prepared(self.prepared).tokenizer, SentencePieceTokenizer):
-            tokenizer.save(self.output / "tokenizer.model")
-        print(self.output)
+                if (found.place.folder / name).is_file():
+                    shutil.copy(found.place.folder / name, output / name)
+        elif isinstance(tokenizer := found.tokenizer(prepared), SentencePieceTokenizer):
+            tokenizer.save(output / "tokenizer.model")
+        print(output)
         return 0

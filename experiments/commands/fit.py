@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 import sys
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from experiments.buckets import Place, copied, kind_and_path
 from scaling.display import Displayed, Page, Section, end, number, plain
 
 if TYPE_CHECKING:
@@ -22,15 +25,30 @@ if TYPE_CHECKING:
     from scaling.certainty.intervals import Intervals
     from scaling.fitting.fit import Fit
 
+CURVES = "curves.csv"
 _WIDTH = 120  # of output that goes to a file
+
+
+def table_at(table: str) -> Place:
+    """The folder of a table of runs; of one in a bucket, a copy of the table and of the training curves beside it.
+
+    Raises:
+        ValueError, OSError: as `copied`.
+    """
+    if not (named := kind_and_path(table)):
+        return Place(Path(table).parent)
+    folder, slash, name = named[1].rpartition("/")
+    if not slash:
+        raise ValueError(f"{table} is a bucket, and no table of runs; those are named gs://bucket/folder/runs.csv")
+    return copied(f"{named[0]}://{folder}", glob.escape(name), CURVES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
     """Where the runs are and what their columns are called; shared by fit, plot and report."""
 
-    table: tyro.conf.Positional[Path]
-    """Table of runs (.csv, .jsonl or .parquet) with params, loss and one of tokens / flops."""
+    table: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TABLE|URL")]
+    """Table of runs (.csv, .jsonl, .parquet), also gs://bucket/runs.csv, with params, loss and tokens or flops."""
     params: str = "params"
     """Column with the number of parameters."""
     tokens: str = "tokens"
@@ -58,7 +76,13 @@ class TableOptions:
             if not (ours and equals and theirs):
                 raise ValueError(f"--map takes NAME=COLUMN, such as unique_tokens=uniq, not {each!r}")
             names[ours.strip()] = theirs.strip()
-        return runs.read(self.table, columns={k: v for k, v in names.items() if v != k}, where=self.where)
+        with self._place.named():
+            path = self._place.folder / Path(self.table).name
+            return runs.read(path, columns={k: v for k, v in names.items() if v != k}, where=self.where)
+
+    @cached_property
+    def _place(self) -> Place:
+        return table_at(self.table)
 
     def mapping(self) -> str:
         """The options that differ from their defaults, as typed."""
@@ -76,8 +100,9 @@ class TableOptions:
         """The training curves that lie beside the table, if any."""
         from scaling import runs
 
-        beside = self.table.with_name("curves.csv")
-        return runs.read(beside) if beside.is_file() and beside != self.table else None
+        beside = self._place.folder / CURVES
+        with self._place.named():
+            return runs.read(beside) if beside.is_file() and beside.name != Path(self.table).name else None
 
     def study(self) -> tuple[Study, tuple[HeldOut, ...]]:
         """Everything fitted to the table, and its held-out runs predicted."""

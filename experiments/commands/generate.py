@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -25,10 +24,11 @@ class Command:
         scaling generate runs/0123456789ab --prompt 'def main(' --temperature 0.8 --top-p 0.95 --samples 3
         scaling generate runs/imported/t5-small --prompt 'translate English to German: Hello.' --beams 4
         scaling generate downloads/gpt2 --ids --prompt '464 2068 7586'        # without a tokenizer
+        scaling generate gs://bucket/runs/0123456789ab --prompt 'def main('   # a run in a bucket
     """
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """The model: folder of a run, of an imported model, or of transformers."""
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER|URL")]
+    """The model: folder of a run, of an imported model, or of transformers; also gs://bucket/folder (extra `gcs`)."""
 
     prompt: tuple[str, ...] = ("",)
     """Texts to go on from, each quoted; without one, the model begins from nothing."""
@@ -66,7 +66,7 @@ class Command:
     mesh: str = "data=1"
     """Devices, as in 'tensor=4'."""
 
-    prepared: Path | None = None
+    prepared: str = ""
     """Folder of the run's prepared rows, if it is not where `scaling train` puts them."""
 
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -83,9 +83,11 @@ class Command:
         import jax
 
         from experiments import trained
+        from experiments.buckets import on_disk
         from experiments.objectives import Sides
         from parallel.mesh import MeshShape
 
+        prepared = on_disk(self.prepared, "--prepared") if self.prepared else None
         shape = MeshShape.parse(self.mesh)
         if shape.sequence != 1:
             raise ValueError(f"--mesh {shape}: a token is written at a time, and there is no length to split")
@@ -95,19 +97,22 @@ class Command:
             sides = Sides.of(found.model.config)
             if sides not in (Sides.DECODER, Sides.BOTH):
                 raise ValueError(f"{self.folder}: {found.model.config.family} is {sides.value}, which cannot write")
-            for prompt, texts in zip(self.prompt, self._written(found, sampling, how, mesh), strict=True):
+            language = None if self.ids else found.language(prepared)
+            for prompt, texts in zip(self.prompt, self._written(found, language, sampling, how, mesh), strict=True):
                 for text, tokens in texts:
                     self._show(prompt, text, tokens, paired=sides is Sides.BOTH)
         return 0
 
-    def _written(self, found, sampling: Sampling, how: BeamSearch | None, mesh) -> list[list[tuple[str, list[int]]]]:
+    def _written(
+        self, found, language, sampling: Sampling, how: BeamSearch | None, mesh
+    ) -> list[list[tuple[str, list[int]]]]:
         """For each prompt, texts and their tokens."""
         import jax
         import numpy as np
 
         from experiments.generation import Prompts, search, write
 
-        language, vocab = (None if self.ids else found.language(self.prepared)), found.model.config.vocab
+        vocab = found.model.config.vocab
         end, pad, start = (language.end, language.pad, language.start) if language else (None, 0, 0)
         rows = [language.encode(prompt) if language else _ids(prompt, vocab) for prompt in self.prompt]
         each = 1 if how else self.samples

@@ -26,10 +26,10 @@ class Command:
         scaling generate runs/imported/gpt2 --prompt 'Once upon a time'
     """
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """Folder with config.json and model.safetensors, or several files and their index."""
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER|URL")]
+    """Folder with config.json and model.safetensors, or several files and their index; also gs://bucket/folder."""
 
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """Folder to write; by default one of the same name in runs/imported."""
 
     def __call__(self) -> int:
@@ -37,17 +37,20 @@ class Command:
         import jax
 
         from experiments import trained
+        from experiments.buckets import copied, on_disk
         from models import pretrained
         from models.cost import cost
         from models.execution import Execution
         from parallel.mesh import device_mesh
 
-        output = self.output or Path("runs/imported") / self.folder.resolve().name
+        output = on_disk(self.output or Path("runs/imported") / Path(self.folder).resolve().name, "--output")
         if (output / trained.ARCHITECTURE).exists():
             raise ValueError(f"{output} holds an imported model already; choose another folder with --output")
         with jax.set_mesh(device_mesh("data=1", jax.devices()[:1])):
-            architecture, model = pretrained.load(self.folder, execution=Execution())
-            trained.save(output, model, source=self.folder)
+            place = copied(self.folder, *trained.OF_TRANSFORMERS)
+            with place.named():
+                architecture, model = pretrained.load(place.folder, execution=Execution())
+            trained.save(output, model, source=place)
         counts = cost(architecture)
         shape = f"width {architecture.width}, {architecture.depth} blocks, vocabulary {architecture.vocab:,}"
         print(f"{architecture.family}: {shape}, {counts.params:,} parameters, every tensor in its place")

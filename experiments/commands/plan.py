@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.commands.fit import TableOptions, print_result
+from experiments.commands.fit import TableOptions, print_result, table_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Command(TableOptions):
     """FLOPs that the next runs may cost together."""
     target: str = "params"
     """What they should make surer: params, tokens, ratio, loss (at the largest --flops), a, b, a parameter, or all."""
-    candidates: Path | None = None
+    candidates: str = ""
     """Table of runs to choose from, with params and tokens; a grid around the table unless given."""
     json: bool = False
     """Print one JSON object."""
@@ -63,6 +63,7 @@ class Command(TableOptions):
             params=self.fixed_params,
             tokens=self.fixed_tokens,
         )
+        candidates = table_at(self.candidates).folder / Path(self.candidates).name if self.candidates else None
         found = plan(
             self.read(),
             flops=self.budgets,
@@ -72,7 +73,7 @@ class Command(TableOptions):
             next_runs=self.next,
             budget=self.budget,
             target=self.target,
-            candidates=self.candidates,
+            candidates=candidates,
             resamples=self.resamples,
             seed=self.seed,
         )

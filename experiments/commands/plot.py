@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from experiments.buckets import on_disk
 from experiments.commands.fit import TableOptions
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Command(TableOptions):
     'held-out' are predicted, not fitted. A curves.csv beside the table is used.
     """
 
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = field(default=Path("figures"))
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = field(default="figures")
     """The folder to write to; made when it is not there."""
     formats: tuple[Literal["png", "svg", "pdf"], ...] = ("png", "svg")
     """Kinds of files, each figure in every one: png, svg, pdf."""
@@ -42,13 +42,14 @@ class Command(TableOptions):
         from scaling import figures
         from scaling.figures import beside
 
+        output = on_disk(self.output, "--output")
         laws = beside.named(self.beside)  # before the fits: a mistyped name should not cost them
         study, held = self.study()
         theme = {"light": figures.LIGHT, "dark": figures.DARK}[self.theme]
         formats = [figures.Format(kind) for kind in self.formats]
         further = {"exponent_drift": drift(study, theme)} if self.audit else {}
         settings = {"theme": theme, "formats": formats, "beside": laws, "further": further}
-        for path in figures.save(study, self.output, held, **settings):
+        for path in figures.save(study, output, held, **settings):
             print(path)
         return 0
 

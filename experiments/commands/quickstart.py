@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -17,7 +16,7 @@ class Command:
     Interrupt it whenever you like: the same command goes on where it was, and finished runs are never done again.
     """
 
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/quickstart")
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "runs/quickstart"
     """Folder for everything it makes."""
     workers: int = 0
     """Training processes at a time; one a core by default."""
@@ -30,11 +29,13 @@ class Command:
         """Runs the recipe."""
         from rich.console import Console
 
+        from experiments.buckets import on_disk
         from experiments.launch.lock import exclusive
         from experiments.recipes.quickstart import Quickstart
 
-        recipe, console = Quickstart(output=self.output, workers=self.workers, seed=self.seed), Console()
+        output, console = on_disk(self.output, "--output"), Console()
+        recipe = Quickstart(output=output, workers=self.workers, seed=self.seed)
         if self.dry_run:
             return recipe.dry_run(console)
-        with exclusive(self.output):
+        with exclusive(output):
             return recipe.run(console)

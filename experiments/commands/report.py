@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments.buckets import on_disk
 from experiments.commands.fit import TableOptions
 from experiments.commands.plot import drift
 
@@ -21,7 +22,7 @@ class Command(TableOptions):
     'held-out' are predicted, not fitted. A curves.csv beside the table is used.
     """
 
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = field(default=Path("report.html"))
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = field(default="report.html")
     """The file to write."""
     title: str = "Scaling report"
     """Heading of the page."""
@@ -35,16 +36,18 @@ class Command(TableOptions):
         from scaling import figures, report
         from scaling.report import explorer
 
+        output = on_disk(self.output, "--output")
         explorer.of_params_and_tokens(self.laws)  # before the fits: a mistyped name should not cost them
         study, held = self.study()
         evidence = {"exponent_drift": drift(study, figures.LIGHT)} if self.audit else {}
         settings = {"title": self.title, "further": self.laws, "evidence": evidence, "command": self.command()}
-        print(report.write(study, self.output, held, **settings))
+        print(report.write(study, output, held, **settings))
         return 0
 
     def command(self) -> str:
         """The command line that makes the same report again."""
-        said = f"scaling report {shlex.quote(self.table.name)} -o {shlex.quote(self.output.name)}{self.mapping()}"
+        table, output = (shlex.quote(Path(each).name) for each in (self.table, self.output))
+        said = f"scaling report {table} -o {output}{self.mapping()}"
         said += f" --title {shlex.quote(self.title)}" if self.title != type(self).title else ""
         said += f" --laws {shlex.join(self.laws)}" if self.laws != type(self).laws else ""
         return said + (" --audit" if self.audit else "")

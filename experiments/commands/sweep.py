@@ -71,6 +71,7 @@ class Command:
         from experiments.launch.environment import accelerator_present
         from experiments.launch.lock import exclusive
         from experiments.results import cores
+        from experiments.runs import record_rows
         from experiments.show import dry_run_table, execute_with_progress
         from experiments.sweep import share_of
         from models import zoo
@@ -102,6 +103,11 @@ class Command:
         with exclusive(own) if lead else nullcontext():
             if mirror:
                 mirror.pull()
+            with distributed.lead_first("the rows of the sweep"):
+                if lead:
+                    record_rows(home.folder, prepared)
+                if mirror:
+                    mirror.push()
             for placement, group in groups.items():
                 execute_with_progress(
                     group, root.folder, prepared, console=console, what=home.folder.name, workers=workers,

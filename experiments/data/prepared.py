@@ -15,6 +15,9 @@ from experiments.data.batches import Rows
 from experiments.data.sources import nearest_file
 from experiments.data.tokenizer import Tokenizer
 
+TOKENIZER = "tokenizer.model"
+"""File of the tokenizer that made the rows."""
+
 
 @dataclass(frozen=True)
 class SplitCounts:
@@ -93,12 +96,17 @@ class Prepared:
         """The tokenizer that made the rows. Raises ValueError for rows of images."""
         if not self.metadata.tokenizer_sha256:
             raise ValueError(f"{self.folder} holds rows of images, which no tokenizer made")
-        return tokenizers.load(self.folder / "tokenizer.model")
+        return tokenizers.load(self.folder / TOKENIZER)
 
     @property
     def fingerprint(self) -> str:
         """Stands for the rows in a run's identity: equal fingerprints mean equal rows."""
         return self.metadata.fingerprint
+
+    @property
+    def digests(self) -> tuple[str, str, str]:
+        """SHA-256 of the tokenizer, of the training rows and of the held-out ones, as they were made here."""
+        return self.metadata.tokenizer_sha256, self.metadata.train.sha256, self.metadata.held_out.sha256
 
 
 def load(folder: str | os.PathLike[str]) -> Prepared:

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -255,3 +256,12 @@ def test_a_run_goes_on_where_the_disk_is_new(run, prepared, uninterrupted, url, 
         result = train(run, RunFolder(tmp_path / "third", url), prepared)
     assert result == ended.stored
     assert metrics_in(tmp_path / "third") == uninterrupted.metrics
+
+
+def test_a_run_goes_on_only_with_the_same_rows(run, prepared, bucket, tmp_path):
+    """Where the disk is new, the rows are made anew; by another tokenizer they would be other ones of the same text."""
+    url = f"{bucket}/runs/one"
+    train_until(run, tmp_path / "first", prepared, url=url, calls=2, checkpoint_steps=60)
+    other = replace(prepared, metadata=replace(prepared.metadata, tokenizer_sha256="0" * 64))
+    with pytest.raises(ValueError, match=r"begun on other rows of the same text than .* \(tokenizer: hash"):
+        train(run, RunFolder(tmp_path / "second", url), other)

@@ -11,9 +11,9 @@ from experiments.runs import RunFailed, RunFolder
 
 
 @pytest.fixture
-def folder(tmp_path, run):
+def folder(tmp_path, run, prepared):
     made = RunFolder(tmp_path / run.identity)
-    made.record(run)
+    made.record(run, prepared)
     return made
 
 

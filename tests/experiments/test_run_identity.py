@@ -170,21 +170,41 @@ def test_definitions_that_cannot_be_are_refused():
         replace(RUN, data=replace(RUN.data, length=32))
 
 
-def test_a_folder_tells_its_run(tmp_path):
+def test_a_folder_tells_its_run(prepared, tmp_path):
     folder = RunFolder(tmp_path / "runs" / RUN.identity)
     with pytest.raises(FileNotFoundError, match=r"is not the folder of a run \(no run.json\)"):
         folder.run()
-    folder.record(RUN)
+    folder.record(RUN, prepared)
     assert folder.run() == RUN
     assert (folder.result(), folder.failure(), folder.failed_for_good()) == (None, None, False)
     path = folder.path / "run.json"
-    assert [entry.name for entry in folder.path.iterdir()] == ["run.json"]
+    assert {entry.name for entry in folder.path.iterdir()} == {"run.json", "rows.json", "tokenizer.model"}
     path.write_text(path.read_text().replace('"batch": 4', '"bach": 4'))
     with pytest.raises(ValueError, match=r"run.json: Run has no setting 'bach'; did you mean 'batch'\?"):
         folder.run()
     path.write_text(path.read_text()[:100])
     with pytest.raises(ValueError, match=r"run.json is damaged: "):
         folder.run()
+
+
+def test_rows_of_one_text_that_differ_are_noticed(prepared, tmp_path):
+    """As those of a tokenizer that another version of its library trained: the fingerprint is the same."""
+    folder, metadata = RunFolder(tmp_path / "run"), prepared.metadata
+    folder.record(RUN, prepared)
+    folder.record(RUN, prepared)
+    changes = {
+        "tokenizer": {"tokenizer_sha256": "0" * 64},
+        "training rows": {"train": replace(metadata.train, sha256="1" * 64)},
+        "held-out rows": {"held_out": replace(metadata.held_out, sha256="2" * 64)},
+    }
+    for what, change in changes.items():
+        other = replace(prepared, metadata=replace(metadata, **change))
+        assert other.fingerprint == prepared.fingerprint
+        with pytest.raises(ValueError, match=rf"run was begun on other rows of the same text than .*\({what}: hash"):
+            folder.record(RUN, other)
+    (folder.path / "rows.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"rows.json is damaged"):
+        folder.record(RUN, prepared)
 
 
 def test_a_result_takes_the_place_of_a_failure(tmp_path):
@@ -197,18 +217,18 @@ def test_a_result_takes_the_place_of_a_failure(tmp_path):
     assert (folder.failure(), folder.failed_for_good(), folder.result()) == (None, False, {"loss": 2.5})
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(prepared, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"^run folder .*file/run cannot be written: Not a directory$"):
-        RunFolder(tmp_path / "file" / "run").record(RUN)
+        RunFolder(tmp_path / "file" / "run").record(RUN, prepared)
 
 
-def test_table_and_curves(tmp_path):
+def test_table_and_curves(prepared, tmp_path):
     done, failed, waiting, held_out = (replace(RUN, seed=seed) for seed in range(4))
     cells = [Cell(run=run, sweep="s", budget=1e9) for run in (done, failed, waiting)]
     cells.append(Cell(run=held_out, sweep="s", budget=4e9, role="held-out"))
     for run in (done, failed, waiting, held_out):
-        RunFolder(tmp_path / run.identity).record(run)
+        RunFolder(tmp_path / run.identity).record(run, prepared)
     for run, loss in ((done, 0.1 + 0.2), (held_out, 2.0)):
         folder = RunFolder(tmp_path / run.identity)
         folder.finish({"loss": loss, "loss_se": 0.01})

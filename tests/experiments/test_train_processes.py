@@ -1,6 +1,7 @@
 """Two processes with four devices each train as one process with eight."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 
@@ -12,10 +13,18 @@ from experiments.configuration import to_json
 from experiments.metrics import window_of
 
 
-def train_in_processes(run, folder, prepared, *, processes=2, devices=4, hangs=None, hangs_at=None, **settings):
-    """The status and standard error of each process; process `hangs` gets no further than step `hangs_at`."""
-    job = {"run": to_json(run), "folder": str(folder), "prepared": str(prepared.folder), "settings": settings}
-    jobs = [job | {"hangs_at": hangs_at if process == hangs else None} for process in range(processes)]
+def train_in_processes(
+    run, folder, prepared, *, processes=2, devices=4, hangs=None, hangs_at=None, rows=None, **settings
+):
+    """The status and standard error of each process; process `hangs` gets no further than step `hangs_at`.
+
+    `rows` are folders of rows of each process, which otherwise read the same ones.
+    """
+    job = {"run": to_json(run), "folder": str(folder), "settings": settings}
+    jobs = [
+        job | {"prepared": str(where), "hangs_at": hangs_at if process == hangs else None}
+        for process, where in enumerate(rows or [prepared.folder] * processes)
+    ]
     return outcomes_of(start_processes(jobs, devices))
 
 
@@ -48,3 +57,16 @@ def test_a_process_that_hangs_ends_the_run_and_says_where(run, prepared, tmp_pat
     assert "process 1 of 2 on " in outcomes[1][1]
     assert "nothing for 25 s after step 6 of 12; giving up" in outcomes[1][1]
     assert "in <lambda>" in outcomes[1][1]  # where it hangs
+
+
+@pytest.mark.slow
+def test_processes_do_not_train_together_on_rows_that_differ(run, prepared, tmp_path):
+    """Each machine makes its own: here one has another tokenizer, and so other rows of the same text."""
+    other = tmp_path / "other"
+    shutil.copytree(prepared.folder, other)
+    metadata = json.loads((other / "metadata.json").read_bytes())
+    (other / "metadata.json").write_text(json.dumps(metadata | {"tokenizer_sha256": "0" * 64}))
+    settings = {"devices": 1, "rows": [prepared.folder, other], "mesh": "data=2"}
+    outcomes = train_in_processes(replace(run, steps=12), tmp_path / "run", prepared, **settings)
+    assert all(status != 0 for status, _ in outcomes)
+    assert all("differ between the machines of this run" in said for _, said in outcomes)

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments import scores
+from experiments.buckets import Place
 from experiments.cli import main
 from experiments.data.tokenizer import ByteTokenizer
 from experiments.generation.language import of_tokenizer
@@ -169,7 +170,7 @@ def test_loss_of_text_is_that_of_every_token_by_itself(one_device, tmp_path, mon
     tokenizer = ByteTokenizer()
     monkeypatch.setattr(Trained, "language", lambda self, _: of_tokenizer(tokenizer, paired=False))
     with jax.set_mesh(one_device):
-        trained = Trained(folder=tmp_path, model=model)
+        trained = Trained(place=Place(tmp_path), model=model)
         found = scores.of_text(trained, [str(text)], scores.Documents.PARAGRAPH, batch=3, length=10)
         stream = [1, *tokenizer.encode("äh, one."), 1, *tokenizer.encode("And two, which is longer.")]
         contexts, expected = [], []

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding
 from model_cases import filled, initializer
 
 from experiments import trained
+from experiments.buckets import Place
 from experiments.commands import export
 from experiments.objectives import Masked, ReplacedTokens, Vocabulary, row_keys
 from models import pretrained, zoo
@@ -110,7 +111,7 @@ def test_a_loop_and_a_mesh_change_nothing():
 @pytest.mark.slow
 def test_both_models_are_exported(tmp_path):
     model = filled(PAIR)
-    trained.save(tmp_path / "pair", model, source=tmp_path)
+    trained.save(tmp_path / "pair", model, source=Place(tmp_path))
     assert export.Command(tmp_path / "pair", tmp_path / "out")() == 0
     for side in ("discriminator", "generator"):
         architecture, found = pretrained.load(tmp_path / "out" / side, execution=Execution())
