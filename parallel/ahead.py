@@ -72,7 +72,8 @@ def estimate(
             )  # fmt: skip
     spent = time.perf_counter() - began
     read = program.read(compiled.as_text(), mesh)
-    memory = _memory(compiled.memory_analysis(), parameters, optimizer, residuals)
+    platform = mesh.devices.flat[0].platform
+    memory = _memory(compiled.memory_analysis(), parameters, optimizer, residuals, platform=platform)
     busy = None
     if read.cycles and sheet and sheet.clock:
         busy = read.cycles / sheet.clock
@@ -89,8 +90,14 @@ def estimate(
     )
 
 
-def _memory(said: Any, parameters: Any, optimizer: Any, residuals: Sequence[jax.ShapeDtypeStruct]) -> Memory:
-    held, state, room = bytes_on_chip(parameters), bytes_on_chip(optimizer), said.temp_size_in_bytes
+def _memory(
+    said: Any, parameters: Any, optimizer: Any, residuals: Sequence[jax.ShapeDtypeStruct], *, platform: str
+) -> Memory:
+    held, state = bytes_on_chip(parameters), bytes_on_chip(optimizer)
+    # A TPU's compiler counts some of what loops hold twice among its temporaries (and compiles programs that by this
+    # count would be too large); its peak is the size of what it allocates. A CPU's peak leaves temporaries out.
+    lasting = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+    room = said.peak_memory_in_bytes - lasting if platform == "tpu" else said.temp_size_in_bytes
     gradients = min(held, room)
     saved = min(bytes_on_chip(residuals), room - gradients)
     inputs = said.argument_size_in_bytes - held - state
