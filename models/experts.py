@@ -19,7 +19,10 @@ from models.identity import ADDED
 from models.layers import RESIDUAL, Role, parameter, use
 from parallel.dispatch import Sent, everywhere, exchanged, in_buffers, in_order, seats
 
-_OF_RUNS = {Dispatch.RAGGED: in_order, Dispatch.EXCHANGE: exchanged}
+OF_RUNS = {Dispatch.RAGGED: in_order, Dispatch.EXCHANGE: exchanged}
+"""Ways whose products are of runs of tokens, one for each expert; how many there are nobody knows beforehand."""
+
+_TILE, _TILE_ROWS = 512, 128  # sides of what a fused kernel multiplies at a time: most of them, and fewest rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,7 @@ class MixtureOfExperts(nnx.Module):
     def __init__(self, config: Experts, width: int, *, depth_scale: float, std: float | None, execution: Execution):
         self.config, self.execution = config, execution
         self.dispatch = execution.dispatch or (Dispatch.DENSE if config.capacity is None else Dispatch.BUFFERS)
-        if self.dispatch in _OF_RUNS and execution.pipeline:  # JAX cannot lay them out under `vmap` over stages
+        if self.dispatch in OF_RUNS and execution.pipeline:  # JAX cannot lay them out under `vmap` over stages
             raise ValueError(
                 "experts: ragged products cannot be computed in stages of a pipeline; choose 'buffers' or 'dense' "
                 "(--placement.dispatch)"
@@ -162,13 +165,13 @@ class MixtureOfExperts(nnx.Module):
             if self.dispatch is Dispatch.BUFFERS:
                 compute = partial(mlp, partial(jnp.einsum, "becd,edh->bech"), partial(jnp.einsum, "bech,ehd->becd"))
                 y = in_buffers(sent, compute, taken=taken, capacity=config.seats(x.shape[1]))
-            elif self.dispatch in _OF_RUNS:
+            elif self.dispatch in OF_RUNS:
 
                 def compute(runs, lengths):
-                    product = partial(jax.lax.ragged_dot, group_sizes=lengths)
+                    product = partial(of_runs, lengths=lengths)
                     return mlp(product, product, runs)
 
-                y = _OF_RUNS[self.dispatch](sent, compute)
+                y = OF_RUNS[self.dispatch](sent, compute)
             else:
 
                 def compute(x, spread):
@@ -176,19 +179,74 @@ class MixtureOfExperts(nnx.Module):
                     return mlp(partial(jnp.einsum, "bld,edh->bleh"), down, x)
 
                 y = everywhere(sent, compute)
-            return jax.lax.psum(y, run.rules.axes("hidden"))
+            return y[None]  # a part of the sum, for each shard of the hidden units
 
         tokens, choices = spec("batch", places, "embed"), spec("batch", places, None)
         into, out = spec("expert", "embed", "hidden"), spec("expert", "hidden", "embed")
         arrays = [reshard(x, tokens), reshard(picked, choices), reshard(weights, choices)]
         arrays.append(taken if self.dispatch is Dispatch.BUFFERS else None)
         kernels = (use(self.up, run), None if self.gate is None else use(self.gate, run), use(self.down, run))
-        specs = (tokens, choices, choices, choices, (into, into, out))
-        y = jax.shard_map(local, in_specs=specs, out_specs=tokens)(*arrays, kernels)
-        return reshard(y, spec(*RESIDUAL))
+        y = jax.shard_map(
+            local,
+            in_specs=(tokens, choices, choices, choices, (into, into, out)),
+            out_specs=spec("hidden", "batch", places, "embed"),
+            check_vma=self.dispatch not in OF_RUNS,  # a fused kernel's result does not say along which axes it varies
+        )(*arrays, kernels)
+        return reshard(jax.lax.reduce_sum(y, axes=(0,)), spec(*RESIDUAL))
 
     def _mlp(self, kernels, into: Callable, out: Callable, rows: Array) -> Array:
         """Experts on rows, by products that know which rows are whose."""
         up, gate, down = kernels
         hidden, activation = into(rows, up), self.config.mlp.activation
         return out(activation(hidden) if gate is None else activation(into(rows, gate)) * hidden, down)
+
+
+@jax.custom_vjp
+def of_runs(
+    runs: Float[Array, "places into"], kernels: Float[Array, "experts into out"], lengths: Int[Array, " experts"]
+) -> Float[Array, "places out"]:
+    """The rows of each run by the kernel of its expert: `jax.lax.ragged_dot`, with a gradient of its own on TPUs.
+
+    XLA computes the gradient of kernels as if every expert had all rows. There it is that of a fused kernel of JAX's,
+    where it has those of its run (`gradient_of_kernels`).
+    """
+    return jax.lax.ragged_dot(runs, kernels, lengths)
+
+
+def _of_runs_forward(runs, kernels, lengths):
+    return of_runs(runs, kernels, lengths), (runs, kernels, lengths)
+
+
+def _of_runs_backward(saved, gradient):
+    runs, kernels, lengths = saved
+    by_runs, by_kernels = jax.vjp(partial(jax.lax.ragged_dot, group_sizes=lengths), runs, kernels)[1](gradient)
+    if len(runs) % _TILE_ROWS == 0:
+        by_kernels = jax.lax.platform_dependent(
+            runs, gradient, lengths, tpu=gradient_of_kernels, default=lambda *arrays: by_kernels
+        )
+    return by_runs, by_kernels, None
+
+
+of_runs.defvjp(_of_runs_forward, _of_runs_backward)
+
+
+def gradient_of_kernels(
+    runs: Float[Array, "places into"],
+    gradient: Float[Array, "places out"],
+    lengths: Int[Array, " experts"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "experts into out"]:
+    """Products of the rows of each run and their gradients, by a fused kernel for TPUs (Gale et al. 2022).
+
+    Args:
+        runs: what kernels were multiplied with; a multiple of 128 places.
+        gradient: of the products.
+        lengths: of the runs. Places after the last are in none of the products.
+        interpret: run it step by step where there is no TPU, for tests.
+    """
+    # Not at the top: a second of importing that only TPUs need.
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+    tiles = math.gcd(len(runs), _TILE), min(runs.shape[1], _TILE), min(gradient.shape[1], _TILE)
+    return tgmm(runs.T, gradient, lengths, preferred_element_type=runs.dtype, tiling=tiles, interpret=interpret)

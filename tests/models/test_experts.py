@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from models import zoo
 from models.cost import cost
 from models.execution import Dispatch, Execution
-from models.experts import Experts
+from models.experts import Experts, gradient_of_kernels, of_runs
 from models.feedforward import MLP, Activation, Form
 from models.layers import initialize
 from models.observe import observed
+from parallel.mesh import device_mesh
 
 MLP_ = MLP(hidden=24, activation=Activation.SILU, form=Form.GATED)
 CONFIG = Experts(mlp=MLP_, count=5, chosen=2, balance=0.1)
@@ -75,6 +77,28 @@ def test_every_dispatch_is_the_same(capacity):
     unlimited = outcome(module(), ROWS)[0][1][0]
     distance = np.abs(dense[0][1][0] - unlimited).max()
     assert distance > 0.1 if capacity == "room for some" else distance < 1e-5
+
+
+def test_the_gradient_of_kernels_by_a_fused_one():
+    """Runs that end within a tile, and one of none; what follows the last run is not even a number."""
+    lengths, rng = np.array([70, 0, 100, 3], np.int32), np.random.default_rng(1)
+    runs, gradient = (rng.normal(size=(256, size)).astype(np.float32) for size in (16, 24))
+    runs[173:] = gradient[173:] = np.nan
+    found = jax.jit(lambda *arrays: gradient_of_kernels(*arrays, interpret=True))(runs, gradient, lengths)
+    parts = [slice(end - length, end) for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
+    np.testing.assert_allclose(found, [runs[part].T @ gradient[part] for part in parts], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("places", "fused"), [(256, 1), (200, 0)])
+def test_where_kernels_have_a_fused_gradient(places, fused):
+    """On TPUs, where there are whole tiles of rows."""
+    shapes = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((places, 128), (4, 128, 256)))
+    gradient = jax.grad(lambda *arrays: of_runs(*arrays).astype(jnp.float32).sum(), argnums=1)
+    alone = jax.shard_map(gradient, mesh=device_mesh("data=1", jax.devices()[:1]), in_specs=PartitionSpec(),
+                          out_specs=PartitionSpec(), check_vma=False)  # fmt: skip
+    traced = jax.jit(alone).trace(*shapes, jax.ShapeDtypeStruct((4,), jnp.int32))
+    written = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("tpu", "cpu")}
+    assert {name: text.count("@tpu_custom_call") for name, text in written.items()} == {"tpu": fused, "cpu": 0}
 
 
 @pytest.mark.parametrize(
