@@ -38,7 +38,10 @@ FLOORS = ("experiments", "models", "parallel", "scaling")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand and returns the exit status: 0, 1 for a mistake of the user (one line), 130 for Ctrl-C."""
+    """Runs a subcommand and returns the exit status: 0, 1 for a mistake of the user (one line), 130 for Ctrl-C.
+
+    203 says that what was in the way may pass, and the same command go on (`parallel.ending`).
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -49,22 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"scaling: no subcommand '{name}'; {hint}", file=sys.stderr)
         return 2
+    from parallel.ending import FAILED, STOPPED, status_of
+
     try:
         with _terminated_like_interrupted():
             return parse(name, rest)()
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return STOPPED
     except BrokenPipeError:  # whoever reads has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
         return 0
-    except (ValueError, OSError, RuntimeError) as error:
-        if not _is_ours(error):
+    except Exception as error:
+        status, ours = status_of(error), isinstance(error, ValueError | OSError | RuntimeError) and _is_ours(error)
+        if not ours and status == FAILED:
             raise
-        print(f"scaling {name}: {error}", file=sys.stderr)
+        if not ours:
+            traceback.print_exc()
+        lost = "another process, the network or a device was lost; the same command goes on from here"
+        print(f"scaling {name}: {error if ours else lost}", file=sys.stderr)
         if "parallel.distributed" in sys.modules:  # else it is one process, and not worth importing JAX
-            sys.modules["parallel.distributed"].leave(1)
-        return 1
+            sys.modules["parallel.distributed"].leave(status)
+        return status
 
 
 def parse(name: str, arguments: Sequence[str]) -> Callable[[], int]:

@@ -5,6 +5,7 @@ out never does a cell twice: a run is found by its identity, wherever in whateve
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from experiments.launch.local import Job, Outcome, Status, run_all
 from experiments.launch.worker import stop_requested
 from experiments.runs import Cell, Run, RunFolder
 from models.config import Architecture
-from parallel.distributed import from_lead, is_lead
+from parallel.distributed import from_lead, is_lead, leave
+from parallel.ending import AGAIN, status_of
 
 FEWEST_STEPS = 50  # a run shorter than this says nothing about its size
 
@@ -213,4 +215,9 @@ def train_job(payload: dict[str, Any], report: Callable[[dict[str, Any]], None])
     except RunFailed as failure:
         if is_lead():
             folder.fail(str(failure), for_good=True)
+        raise
+    except Exception as error:
+        if jax.process_count() > 1 and status_of(error) == AGAIN:  # no other run can be trained without the others
+            traceback.print_exc()
+            leave(AGAIN)
         raise

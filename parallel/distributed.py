@@ -10,7 +10,8 @@ How the processes of a run end, whatever happens to one of them:
 - one that fails leaves at once (`leave`) and is missed likewise: it does not wait for others that wait for it;
 - one that is asked to stop (SIGTERM) tells the others, and all stop at the same point (`asked_to_stop`).
 
-Launchers that can see the processes (`scaling launch local`, `srun --kill-on-bad-exit`) are quicker than that.
+Launchers that can see the processes (`scaling launch local`, `srun --kill-on-bad-exit`) are quicker than that. Whether
+a run is then started again is told by the statuses that they end with (`parallel.ending`).
 """
 
 import contextlib
@@ -32,6 +33,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from parallel.ending import AGAIN, status_of
 
 HEARTBEAT_SECONDS = 30
 """Silence after which a process counts as dead."""
@@ -284,7 +287,7 @@ def _or_end(deadline: float, message: str) -> Iterator[None]:
 
     def end() -> None:
         print(message, file=sys.stderr, flush=True)
-        os._exit(1)
+        os._exit(AGAIN)
 
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), end)
     timer.daemon = True
@@ -329,17 +332,19 @@ def lead_first(name: str) -> Iterator[None]:
     """Within it the lead is first, and the others follow when it is through: they find done what is done once.
 
     Raises:
-        RuntimeError: in the others, where the lead was stopped by an error; with its words.
+        RuntimeError, ConnectionError: in the others, where the lead was stopped by an error, with its words; the latter
+            if it may pass, as `parallel.ending` has it.
     """
     if not is_lead():
-        if reason := from_lead(None):
-            raise RuntimeError(f"process 0 stopped at {name}: {reason}")
+        if told := from_lead(None):
+            reason, status = told
+            raise (ConnectionError if status == AGAIN else RuntimeError)(f"process 0 stopped at {name}: {reason}")
         yield
         return
     try:
         yield
     except Exception as error:
-        from_lead(str(error) or type(error).__name__)
+        from_lead([str(error) or type(error).__name__, status_of(error)])
         raise
     from_lead(None)
 
@@ -400,4 +405,4 @@ def leave(status: int) -> None:
 
 def _say_and_leave(*error: Any) -> None:
     sys.__excepthook__(*error)
-    leave(130 if issubclass(error[0], KeyboardInterrupt) else 1)
+    leave(status_of(error[1]))

@@ -2,7 +2,8 @@
 
 Processes of one run wait for each other in every step, and JAX waits without end: when one of them hangs (a file system
 that does not answer, a device that is stuck), all hang, in silence. Here each watches itself. One that is not heard of
-in time says where each of its threads stands and ends, and the others then miss it (`parallel.distributed`).
+in time says where each of its threads stands and ends, and the others then miss it (`parallel.distributed`). Another
+start may find what hung mended, so that the status asks for one (`parallel.ending`).
 """
 
 import faulthandler
@@ -13,6 +14,8 @@ import threading
 import time
 
 import jax
+
+from parallel.ending import AGAIN
 
 
 class Watchdog:
@@ -54,4 +57,4 @@ class Watchdog:
         who = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
         print(f"{who}: nothing for {self._seconds:g} s after {self._where}; giving up", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        os._exit(1)
+        os._exit(AGAIN)

@@ -119,7 +119,8 @@ class JoinCommand(_Launcher):
 class SlurmCommand(_Launcher):
     """Submit to Slurm: a run as one job on all its nodes, a sweep as an array whose tasks share its cells.
 
-    Before a job's time is up, or when it is preempted, what it trains is saved and the job queued again.
+    Before a job's time is up, or when it is preempted, what it trains is saved and the job queued again; so is one that
+    lost a node, another process, the network or storage, but not one that fails of itself.
 
         scaling launch slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 -- train --placement.mesh fsdp=32
         scaling launch slurm --nodes 4 --array 20 --options=--mem=16G -- sweep --budgets 1e12 4e12
@@ -141,6 +142,8 @@ class SlurmCommand(_Launcher):
     """Account; Slurm's default otherwise."""
     notice: int = 120
     """Seconds before the end at which a run is asked to save."""
+    restarts: int = 10
+    """How often a job is queued again that soon lost another process, the network or storage."""
     name: str = "scaling"
     """Name of the job."""
     logs: Path = Path("slurm")
@@ -191,7 +194,7 @@ class TpuCommand(_CloudLauncher):
     tier: tyro.conf.EnumChoicesFromValues[Tier] = Tier.SPOT
     """Spot is cheapest and may be taken away at any time."""
     restarts: int = 10
-    """How often slices that were taken away are asked for again."""
+    """How often slices are asked for again that were taken away, or lost another process, the network or storage."""
     image: str = ""
     """Container with this project in it; without one the command runs on the machine itself."""
     setup: tuple[str, ...] = ()
@@ -243,7 +246,7 @@ class GkeCommand(_CloudLauncher):
     slices: int = 1
     """Slices, connected by the data centre's network."""
     restarts: int = 10
-    """How often the JobSet is started again when a machine is lost."""
+    """How often the JobSet is started again when a machine, another process, the network or storage is lost."""
     grace: int = 120
     """Seconds that a run gets to save its work before its machine is taken away."""
     options: tuple[str, ...] = ()

@@ -3,7 +3,9 @@
 xpk knows the machines, node labels and queues of a cluster, so that this need not. Its own dry run writes the very
 manifest that it would submit, which is what `--dry-run` shows. It pins the versions of much that it needs: install it
 by itself (`uv tool install xpk`), not beside this project. Inside, each machine learns from its environment who it is
-(`parallel.distributed`), and a JobSet that is started again goes on from the run's newest checkpoint.
+(`parallel.distributed`), and a JobSet that is started again goes on from the run's newest checkpoint. It is for the
+statuses that xpk's manifests start it again for, among which those are that say that a restart can mend what happened
+(`parallel.ending`); any other status fails it for good.
 """
 
 import re
@@ -28,7 +30,8 @@ class Gke:
         image: container with this project in it.
         name: of the JobSet.
         slices: how many, connected by the data centre's network.
-        restarts: how often the JobSet is started again when a machine is lost; a run that fails of itself is not.
+        restarts: how often the JobSet is started again when a machine, another process, the network or storage is lost;
+            a run that fails of itself is not.
         grace: seconds that a run gets to save its work before its machine is taken away.
         options: further options of `xpk workload create`, as "--priority=high" or "--storage=bucket".
 

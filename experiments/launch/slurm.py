@@ -3,6 +3,8 @@
 A run is one job on all its nodes. A sweep is three: rows are prepared once, an array trains the cells, each of its
 tasks a share of them, and a last job fits and reports. Every job is the user's own command with at most one option
 more, and every job can begin again at any time: what is finished is never done twice, and what was stopped goes on.
+Slurm itself queues again what loses a node. The script queues again what is preempted or out of time, and what says by
+its status that something was lost that may be there again (`parallel.ending`).
 """
 
 import os
@@ -12,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from parallel.ending import AGAIN, STOPPED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,8 @@ class Slurm:
         partition: Slurm's default if empty.
         account: Slurm's default if empty.
         notice: seconds before the end of the time at which a run is asked to save.
+        restarts: how often a job is queued again that lost another process, the network or storage, and did not last
+            ten minutes; one that lasted longer always is.
         name: of the job, or the beginning of the names of several.
         logs: folder for what the jobs print.
         options: further options of sbatch, as "--mem=64G".
@@ -58,6 +64,7 @@ class Slurm:
     partition: str = ""
     account: str = ""
     notice: int = 120
+    restarts: int = 10
     name: str = "scaling"
     logs: Path = Path("slurm")
     options: tuple[str, ...] = ()
@@ -66,6 +73,8 @@ class Slurm:
         for what in ("nodes", "cpus_per_task", "array", "notice"):
             if (value := getattr(self, what)) is not None and value < 1:
                 raise ValueError(f"Slurm: {what} is {value} and must be at least 1")
+        if self.restarts < 0:
+            raise ValueError(f"Slurm: restarts is {self.restarts}, and cannot be less than none")
         if wrong := [option for option in self.options if not option.startswith("-")]:
             raise ValueError(f"Slurm: {wrong[0]!r} is no option of sbatch, which begin with a dash: --mem=64G")
 
@@ -139,7 +148,8 @@ class Slurm:
         directives = "\n".join(f"#SBATCH {option}" for option in [*given, "--requeue", *self.options])
         cores = f" --cpus-per-task={self.cpus_per_task}" if self.cpus_per_task else ""
         scaling = shlex.join([sys.executable, "-m", "experiments.cli", *command])
-        return _SCRIPT.format(directives=directives, cores=cores, command=f"{scaling} {share}".rstrip())
+        settings = {"restarts": self.restarts, "again": AGAIN, "stopped": STOPPED}
+        return _SCRIPT.format(directives=directives, cores=cores, command=f"{scaling} {share}".rstrip(), **settings)
 
 
 _SCRIPT = """\
@@ -164,7 +174,10 @@ done
 if [ "$asked" = notice ] && [ "$status" != 0 ]; then
   echo "stopped with notice; to be queued again"
   scontrol requeue "$SLURM_JOB_ID" || sleep 300  # refused where Slurm is about to do it itself
-elif [ "$status" = 130 ]; then
+elif [ "$status" = {again} ] && {{ [ "$SECONDS" -gt 600 ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; }}; then
+  echo "lost what may be there again; to be queued again"
+  scontrol requeue "$SLURM_JOB_ID"
+elif [ "$status" = {stopped} ]; then
   sleep 300  # stopped by Slurm, which is about to kill this script
 fi
 exit "$status"

@@ -1,8 +1,9 @@
 """Cloud TPU machines: a queued resource whose machines run the command as they start, so that nobody logs in to them.
 
 The launcher asks for the slices, waits for them, and watches. Every machine writes the status its command ended with
-where the service can read it (its guest attributes). Slices that are taken away are asked for again, up to a limit, and
-the run goes on from its newest checkpoint, which therefore must lie where all machines see it, as gs://bucket/folder.
+where the service can read it (its guest attributes). Slices that are taken away, or whose command ended for a reason
+that may pass (`parallel.ending`), are asked for again, up to a limit, and the run goes on from its newest checkpoint,
+which therefore must lie where all machines see it, as gs://bucket/folder.
 
 Needs the extra `gcp` (the package google-cloud-tpu). https://docs.cloud.google.com/tpu/docs/queued-resources
 """
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
+
+from parallel.ending import worth_restarting
 
 if TYPE_CHECKING:
     from google.cloud.tpu_v2 import CreateQueuedResourceRequest, TpuClient
@@ -53,7 +56,7 @@ class Tpu:
         name: of the queued resource; two launches of one name are one.
         slices: how many, connected by the data centre's network.
         tier: how they are had.
-        restarts: how often slices that were taken away are asked for again.
+        restarts: how often slices are asked for again that were taken away, or lost what may be there again.
         image: container in which the command runs; on the machine itself if empty.
         setup: shell commands that every machine runs first.
         runtime: image of the machines; the usual one of the generation if empty.
@@ -154,7 +157,7 @@ class Tpu:
             patience: seconds that the service may be unavailable before that is an error.
 
         Returns:
-            0 if the command ended well on all machines, else the status it ended with on the first where it did not.
+            0 if the command ended well on all machines, else the status it ended with for good on one.
 
         Raises:
             OSError: what the service refuses (quota, permission, capacity), in its own words.
@@ -187,16 +190,16 @@ class _Watch:
     def until_ended(self) -> int:
         self._ask()
         for restart in range(self._tpu.restarts + 1):
-            status = self._until_ended_or_lost()
+            ended = self._until_ended_or_lost()
             self._give_back()
-            if status is not None:
-                return status
+            if isinstance(ended, int):
+                return ended
             if restart < self._tpu.restarts:
-                self._say(f"{self._tpu.name}: taken away; asking again ({restart + 1} of {self._tpu.restarts} times)")
+                self._say(f"{self._tpu.name}: {ended}; asking again ({restart + 1} of {self._tpu.restarts} times)")
                 self._ask()
         raise OSError(
-            f"{self._tpu.name} was taken away {self._tpu.restarts + 1} times, which is as often as --restarts allows; "
-            "the same command goes on"
+            f"{self._tpu.name} was lost {self._tpu.restarts + 1} times, which is as often as --restarts allows, the "
+            f"last time {ended}; the same command goes on"
         )
 
     def _ask(self) -> None:
@@ -217,39 +220,49 @@ class _Watch:
         else:
             self._say(f"{self._tpu.name}: asked for; to end it: {self._how_to_end()}")
 
-    def _until_ended_or_lost(self) -> int | None:
+    def _until_ended_or_lost(self) -> int | str:
+        """The status that the command ended with, or how the slices were lost."""
         from google.cloud.tpu_v2 import QueuedResourceState
 
-        states, before = QueuedResourceState.State, None
+        states, before, looks = QueuedResourceState.State, None, 0
         while True:
             told = self._client.get_queued_resource(name=self._tpu.resource, retry=self._retry).state
             if told.state != before:
                 before = told.state
                 self._say(f"{self._tpu.name}: {before.name.lower().replace('_', ' ')}")
             if before in (states.SUSPENDING, states.SUSPENDED):
-                return None
+                return "taken away"
             if before is states.DELETING:
                 raise OSError(f"{self._tpu.name} is being deleted, by somebody else")
             if before is states.FAILED:
                 self._give_back()
                 raise OSError(f"{self._tpu.name} failed: {told.failed_data.error.message}")
             if before is states.ACTIVE and (status := self._ended()) is not None:
-                return status
+                looks += 1  # a second one, before which the machine that all others lost can say that it is for good
+                if not worth_restarting(status):
+                    return status
+                if looks == 2:
+                    return f"ended with status {status}, which may pass"
             time.sleep(self._every)
 
     def _ended(self) -> int | None:
-        """The status that the command ended with, once it has on all machines, or badly on one."""
-        machines, well = 0, 0
+        """The status that the command ended with, once it has on all machines, or badly on one: for good, if on any."""
+        machines, well, passing = 0, 0, None
         for name in self._tpu.nodes:
             machines += len(self._client.get_node(name=name, retry=self._retry).network_endpoints)
             for told in self._told(name):
                 status = told.get("status")
-                if status is not None and status not in ("0", *STOPPED):
+                if status is None or status in STOPPED:
+                    continue
+                if status == "0":
+                    well += 1
+                elif worth_restarting(int(status)):
+                    passing = int(status)
+                else:
                     self._say(f"{name.rpartition('/')[2]}: ended with status {status}; its last words:")
                     self._say(told.get("words", "").rstrip())
                     return int(status)
-                well += status == "0"
-        return 0 if machines and well == machines else None
+        return 0 if machines and well == machines else passing
 
     def _told(self, node: str) -> list[dict[str, str]]:
         """What the machines of a slice have written for the launcher."""

@@ -1,13 +1,17 @@
 """The command line as a person meets it: help, mistakes answered in one line, dry runs that train nothing."""
 
 import os
+import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from experiments.cli import COMMANDS, main
 from experiments.commands.options import ModelOptions
+from parallel.distributed import start
+from parallel.ending import AGAIN
 
 
 def fails(capsys, *arguments):
@@ -95,6 +99,37 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(room.Command, "__call__", lambda self: int("not a number"))
     with pytest.raises(ValueError, match="not a number"):
         main(["models"])
+
+
+def test_what_may_pass_has_a_status_of_its_own(monkeypatch, capsys):
+    """By which launchers start a run again: a peer that is gone, and a coordinator that does not answer."""
+    import experiments.commands.models as room
+
+    def lost(self):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: connection closed by peer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room.Command, "__call__", lost)
+        assert main(["models"]) == AGAIN
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == (
+        "scaling models: another process, the network or a device was lost; the same command goes on from here"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {
+        "RESTARTED_FOR_CPU": 1,
+        "COORDINATOR": f"127.0.0.1:{port}",
+        "PROCESSES": 2,
+        "PROCESS": 1,
+    }.items():
+        monkeypatch.setenv(f"SCALING_{name}", str(value))
+    monkeypatch.setitem(start.__kwdefaults__, "patience", 0.2)
+    assert main(["train"]) == AGAIN
+    assert "did not answer within 0 s" in capsys.readouterr().err
+    monkeypatch.setenv("SCALING_PROCESS", "2")
+    assert main(["train"]) == 1
 
 
 @pytest.fixture

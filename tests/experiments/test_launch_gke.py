@@ -7,6 +7,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.launch.gke import Gke
+from parallel.ending import AGAIN, FAILED, STOPPED, worth_restarting
 
 TRAIN = ("train", "--data.text", "/mnt/a b.txt")
 SETTINGS = {"cluster": "c", "project": "p", "zone": "us-east5-a", "accelerator": "v5litepod-16", "image": "image:1"}
@@ -85,12 +86,12 @@ def test_the_manifest_that_xpk_writes():
     assert job["replicas"] == 2
     slice_ = job["template"]["spec"]
     assert slice_["completions"] == slice_["parallelism"] == 4  # machines of 4 chips
-    # A run that fails of itself ends with 1; one that lost another, or was asked to stop, with 128 and more.
+    # What starts the JobSet again is what a restart can mend (`parallel.ending`).
     (rule,) = slice_["podFailurePolicy"]["rules"]
     codes = rule["onExitCodes"]
     assert codes["operator"] == "NotIn"
-    assert {130, 134, 137, 143} <= set(codes["values"])
-    assert 1 not in codes["values"]
+    assert {AGAIN, STOPPED, *(status for status in range(256) if worth_restarting(status))} <= set(codes["values"])
+    assert FAILED not in codes["values"]
     pod = slice_["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] == 120
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"

@@ -65,6 +65,7 @@ def test_scripts_are_valid_shell(command):
     [
         (["--array", "3", "--", "train"], "an array shares the cells of a sweep, and this is train"),
         (["--nodes", "0", "--", "train"], "nodes is 0"),
+        (["--restarts", "-1", "--", "train"], "restarts is -1"),
         (["--options=mem", "--", "train"], "'mem' is no option of sbatch"),
         (["--", "train"], "sbatch is not on this machine"),
     ],
@@ -181,6 +182,38 @@ def test_a_sweep_survives_a_dead_node_and_a_preemption(cluster, words, tmp_path)
     assert len(list((tmp_path / "there" / "shares").iterdir())) == 20
     scaling(cluster, tmp_path, *sweep, "--share", "0/1", "-o", "here")
     assert trained(tmp_path / "here") == there
+
+
+# In place of the command: what a process ends with is told by a word for each, of which the last is for other starts.
+ENDS = """
+import os, signal, sys, time
+words = sys.argv[sys.argv.index("ends") + 1 :]
+word = words[-1] if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else words[int(os.environ["SLURM_PROCID"])]
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+if word == "waits":
+    time.sleep(60)
+sys.exit(int(word))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "restarts", "code"),
+    [(("203", "waits", "0"), 1, "0:0"), (("203", "203", "203"), 2, "203:0"), (("1", "waits", "0"), 0, "130:0")],
+    ids=["lost", "lost again and again", "failed"],
+)
+def test_only_what_a_restart_can_mend_is_queued_again(cluster, tmp_path, words, restarts, code):
+    """Whatever Slurm does to the other process of the run, which waits for the one that ended."""
+    (tmp_path / "ends.py").write_text(ENDS)
+    nodes = f"--nodelist={cluster.nodes[0]},{cluster.nodes[1]}"
+    (script,) = Slurm(nodes=2, restarts=2, logs=tmp_path / "slurm", options=(nodes,)).scripts(("ends", *words))
+    (tmp_path / "slurm").mkdir()
+    text = script.text.replace("-m experiments.cli", str(tmp_path / "ends.py")).replace("sleep 300", "sleep 1")
+    (tmp_path / "job").write_text(text)
+    job = cluster.run("sbatch", "--parsable", str(tmp_path / "job"), cwd=tmp_path).strip()
+    cluster.wait(lambda: not cluster.queue(), 200)
+    assert cluster.restarts(job) == restarts, logs(tmp_path)
+    assert f"ExitCode={code}" in cluster.run("scontrol", "show", "job", job)
 
 
 @pytest.mark.slow

@@ -179,9 +179,30 @@ def test_taken_away_and_asked_for_again(service):
     assert len({request.queued_resource_id for request in service.requests}) == 1
 
 
+@pytest.mark.parametrize("status", ["203", "134", "137"])
+def test_what_may_pass_is_tried_again(service, status):
+    """On machines that are still there; a status from before the second look that is for good counts more."""
+    service = service([states("ACTIVE"), states("ACTIVE")])
+    looks = iter([[{"status": status}, {}]] * 2)
+    service.told["law"] = lambda: next(looks, WELL)
+    ended, said = launched(service)
+    assert ended == 0
+    assert f"law: ended with status {status}, which may pass; asking again (1 of 10 times)" in said
+    assert service.calls.count("DeleteQueuedResource") == 2
+
+
+def test_what_one_says_for_good_counts_more_than_that_others_lost_it(service):
+    service = service([states("ACTIVE")])
+    looks = iter([[{"status": "203"}, {}]])
+    service.told["law"] = lambda: next(looks, [{"status": "203"}, {"status": "1", "words": "loss is nan"}])
+    status, said = launched(service)
+    assert status == 1
+    assert said[-1] == "loss is nan"
+
+
 def test_taken_away_too_often(service):
     service = service([states("SUSPENDED")] * 3)
-    with pytest.raises(OSError, match="taken away 3 times, which is as often as --restarts allows"):
+    with pytest.raises(OSError, match="lost 3 times, which is as often as --restarts allows, the last time taken away"):
         launched(service, tpu=Tpu(**SETTINGS | {"restarts": 2}))
     assert service.resources == {}
 

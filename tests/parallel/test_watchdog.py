@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from parallel.ending import AGAIN
 from parallel.watchdog import Watchdog
 
 PROGRAM = """
@@ -28,7 +29,7 @@ def outcome(how):
 
 def test_a_hang_is_told_and_ended():
     found = outcome("hangs")
-    assert found.returncode == 1
+    assert found.returncode == AGAIN
     assert "process 0 of 1 on " in found.stderr
     assert "nothing for 1 s after step 7 of 8; giving up" in found.stderr
     assert 'File "<string>", line 10 in <module>' in found.stderr  # where it stands
