@@ -10,7 +10,9 @@ from experiments.objectives import row_keys
 from experiments.placement import Layout, check_batch
 from experiments.runs import Run
 from experiments.train import Recipe, advancing, initial_state
-from models.execution import Remat
+from models.execution import Execution, Kernel, Remat
+from models.experts import OF_RUNS, Experts
+from models.pair import Pair
 from models.transformer import Model
 from parallel.ahead import estimate
 from parallel.estimate import Estimate
@@ -46,14 +48,30 @@ def compile_step(run: Run, layout: Layout, topology: Topology) -> Estimate:
             step = advancing(layout.flags, mesh.devices.flat[0].platform)
             return step.lower(state, rows(1, parts), *one, key, recipe=Recipe(run.objective, run.optimizer))
 
-    # A fused kernel's backward pass takes five products for the forward pass's two (Dao et al. 2022, appendix B), and
-    # remat runs the forward pass again unless it saves the kernel's output.
-    again = layout.remat in (Remat.FULL, Remat.DOTS)
-    attention = run.cost.attention_flops * run.batch_tokens * (3.5 + again)
     return estimate(
         lower, mesh, topology, parameters=state.model, optimizer=state.optimizer, residuals=saved,
-        flops=run.cost.flops_per_token * run.batch_tokens, kernel_flops=attention,
+        flops=run.cost.flops_per_token * run.batch_tokens, kernel_flops=_kernel_flops(run, execution),
     )  # fmt: skip
+
+
+def _kernel_flops(run: Run, execution: Execution) -> float:
+    """FLOPs of fused kernels in a step, on all chips: of attention, and of products of runs by experts."""
+    flops = 0.0
+    if execution.kernel is Kernel.SPLASH:
+        # The backward pass takes five products for the forward pass's two (Dao et al. 2022, appendix B), and remat runs
+        # the forward pass again unless it saves the kernel's output.
+        again = execution.remat in (Remat.FULL, Remat.DOTS)
+        flops += run.cost.attention_flops * run.batch_tokens * (3.5 + again)
+    if execution.dispatch in OF_RUNS:
+        sides = run.architecture.sides if isinstance(run.architecture, Pair) else (run.architecture,)
+        stacks = [(side.width, stack) for side in sides for stack in side.stacks]
+        again = execution.remat is not Remat.NONE  # no policy saves them
+        for (width, stack), places in zip(stacks, run.places, strict=True):
+            for block, uses in zip(stack.pattern, stack.uses, strict=True):
+                if isinstance(part := block.feedforward, Experts):
+                    forward = part.mlp.cost(width, places).matmul_flops * part.chosen * uses
+                    flops += forward * places * run.batch * (3 + again)
+    return flops
 
 
 def residuals(

@@ -50,6 +50,7 @@ def test_tokens_go_to_experts_alone_by_a_ragged_exchange():
     placement = Placement(mesh="fsdp=4,expert=4", remat=Remat.FULL, dispatch=Dispatch.EXCHANGE)
     compiled = Layouts(run_of(architecture, length=512, batch=16), topology, placement).compile(placement)
     assert compiled.fits
+    assert 0 < compiled.mfu < 1  # products of runs, which are fused kernels, counted
     (ragged,) = (each for each in compiled.collectives if each.kind == "ragged-all-to-all")
     assert (ragged.axes, ragged.count) == (("expert",), 2 * 5)
     assert ragged.bytes == 10 * 2 * (512 * 2 * 512) * 3 / 4  # each of a device's 512 tokens to two devices
