@@ -65,12 +65,14 @@ def _kernel_flops(run: Run, execution: Execution) -> float:
     if execution.dispatch in OF_RUNS:
         sides = run.architecture.sides if isinstance(run.architecture, Pair) else (run.architecture,)
         stacks = [(side.width, stack) for side in sides for stack in side.stacks]
-        again = execution.remat is not Remat.NONE  # no policy saves them
+        # All but the last of them again: by every remat, and where runs are computed in blocks.
+        again = execution.remat is not Remat.NONE or bool(execution.rules.expert)
         for (width, stack), places in zip(stacks, run.places, strict=True):
             for block, uses in zip(stack.pattern, stack.uses, strict=True):
                 if isinstance(part := block.feedforward, Experts):
-                    forward = part.mlp.cost(width, places).matmul_flops * part.chosen * uses
-                    flops += forward * places * run.batch * (3 + again)
+                    products = part.mlp.cost(width, places).matmul_flops
+                    products = 3 * products + again * (products - 2 * width * part.hidden)
+                    flops += products * part.chosen * uses * places * run.batch
     return flops
 
 

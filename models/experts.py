@@ -167,11 +167,12 @@ class MixtureOfExperts(nnx.Module):
                 y = in_buffers(sent, compute, taken=taken, capacity=config.seats(x.shape[1]))
             elif self.dispatch in OF_RUNS:
 
-                def compute(runs, lengths):
+                def compute(kernels, runs, weights, lengths):
                     product = partial(of_runs, lengths=lengths)
-                    return mlp(product, product, runs)
+                    down = lambda hidden, down: product(hidden * weights[:, None], down)  # noqa: E731
+                    return self._mlp(kernels, product, down, runs)
 
-                y = OF_RUNS[self.dispatch](sent, compute)
+                y = OF_RUNS[self.dispatch](sent, compute, kernels)
             else:
 
                 def compute(x, spread):

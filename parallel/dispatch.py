@@ -8,10 +8,13 @@ comes to every device (`everywhere`, `in_order`), or places go to the devices of
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+_TILE = 512  # of places that fused products take at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,31 +80,45 @@ def everywhere(sent: Sent, compute: Callable) -> Float[Array, "batch length size
     return sent.returned(compute(sent.rows, (spread * sent.weights[..., None]).sum(axis=2)))
 
 
-def in_order(sent: Sent, compute: Callable) -> Float[Array, "batch length size"]:
+def in_order(
+    sent: Sent, compute: Callable, kernels: Any, *, block: int | None = None
+) -> Float[Array, "batch length size"]:
     """Places are put in the order of their groups, which makes one run of each; none is left out.
+
+    Where groups are elsewhere too, nobody knows beforehand how long the runs of those here are: from nothing to all
+    places of all devices. So they are computed a block after another, as many as there are, and what lies between rows
+    and sums is computed again for gradients: neither time nor memory are those of the worst case, but for the rows.
 
     Args:
         sent: places and their groups.
-        compute: runs, [places, size], and the length of each group's, [groups here], to what the groups make of them.
-            Places after the last run are zeros, and nobody asks what is made of them.
+        compute: `kernels`, runs [places, size], the weight of each place and the length of each group's run [groups
+            here], to what the groups make of them times the weight. Places after the last run are zeros of weight 0,
+            and nobody asks what is made of them.
+        kernels: what it takes besides, and has gradients.
+        block: places of a block; None for a quarter more than there are if all devices get as many.
     """
-    sent = sent.gathered()
-    made = _runs(*map(_by_place, (sent.rows, sent.here, sent.weights)), sent.held, compute, some=bool(sent.axes))
-    return sent.returned(made.reshape(sent.rows.shape))
+    every = sent.gathered()
+    flat = map(_by_place, (every.rows, every.here, every.weights))
+    made = _runs(*flat, sent.held, compute, kernels, (block or _block(sent)) if sent.axes else None)
+    return sent.returned(made.reshape(every.rows.shape))
 
 
-def exchanged(sent: Sent, compute: Callable) -> Float[Array, "batch length size"]:
+def exchanged(
+    sent: Sent, compute: Callable, kernels: Any, *, block: int | None = None
+) -> Float[Array, "batch length size"]:
     """As `in_order`, but a place goes only to the devices of its groups, once to each, and the sums come back.
 
-    A device has room for the places of all devices, so that none is left out even if all are sent to it, and
-    min(chosen, groups here) times as many in runs. That is what `in_order` holds too: less is sent, memory is not less.
+    A device has room for the places of all devices, so that none is left out even if all are sent to it: that is what
+    `in_order` gathers. Less is sent; the room is no smaller.
 
     Args:
         sent: places and their groups.
         compute: as of `in_order`.
+        kernels: likewise.
+        block: likewise.
     """
     if not sent.axes:
-        return in_order(sent, compute)
+        return in_order(sent, compute, kernels)
     rows, picked, weights = map(_by_place, (sent.rows, sent.picked, sent.weights))
     devices, me = jax.lax.axis_size(sent.axes), jax.lax.axis_index(sent.axes)
     (places, chosen), room = picked.shape, devices * len(rows)
@@ -116,7 +133,7 @@ def exchanged(sent: Sent, compute: Callable) -> Float[Array, "batch length size"
         array.reshape(room, chosen).at[arriving].get(mode="fill", fill_value=nowhere)
         for array, nowhere in ((picked - me * sent.held, sent.held), (weights, 0))
     )
-    made = _runs(arrived, here, weights, sent.held, compute, some=True)
+    made = _runs(arrived, here, weights, sent.held, compute, kernels, block or _block(sent))
     told = exchange(made, sizes.T, axes=sent.axes, room=len(leaving))
     return jnp.zeros_like(rows).at[leaving].add(told, mode="drop").reshape(sent.rows.shape)
 
@@ -148,8 +165,7 @@ def _exchange(axes, lengths, rows, sizes):
     landings = jnp.cumsum(sizes, axis=0) - sizes  # and where it goes to
 
     def ragged(rows):
-        shape = (lengths[1], rows.shape[1])
-        room = jax.lax.pcast(jax.lax.empty(shape, rows.dtype), tuple(jax.typeof(rows).mat.varying), to="varying")
+        room = jax.lax.empty((lengths[1], rows.shape[1]), rows.dtype)
         return jax.lax.ragged_all_to_all(rows, room, starts[me], sizes[me], landings[me], sizes[:, me], axis_name=axes)
 
     def gathered(rows):
@@ -183,20 +199,69 @@ def _those(which: Array, room: int) -> Array:
     return jnp.where(which[order], order, len(which))
 
 
-def _runs(rows, here, weights, held, compute, *, some):
-    """Weighted sums, [places, size], of what the `held` groups here make of places.
+def _block(sent: Sent) -> int:
+    """Places of a quarter more runs than a device gets on average, in whole tiles."""
+    return -(-5 * sent.picked.size // (4 * _TILE)) * _TILE
 
-    With `some`, there are groups elsewhere; what they would make is left out.
-    """
+
+def _runs(rows, here, weights, held, compute, kernels, block):
+    """Weighted sums, [places, size], of what the `held` groups here make of places. Without a block, all are here."""
     places, chosen = here.shape
     here = jnp.where((here >= 0) & (here < held), here, held).reshape(-1)  # those of groups elsewhere come last
     order = jnp.argsort(here, stable=True)[: places * min(chosen, held)]
-    order = jnp.where(here[order] < held, order, here.size) if some else order
     lengths = (here[:, None] == jnp.arange(held)[None, :]).sum(axis=0, dtype=jnp.int32)
-    get = dict(mode="fill", fill_value=0) if some else dict(mode="promise_in_bounds")
-    made = compute(rows.at[order // chosen].get(**get), lengths)
-    made = made * weights.reshape(-1).at[order].get(**get)[:, None]
-    return jnp.zeros_like(rows).at[order // chosen].add(made, mode="drop")
+    if block is None:
+        made = compute(kernels, rows[order // chosen], weights.reshape(-1)[order], lengths)
+        return jnp.zeros_like(rows).at[order // chosen].add(made)
+    order = jnp.where(here[order] < held, order, here.size)
+    block = min(block, len(order))
+    order = jnp.pad(order, (0, -len(order) % block), constant_values=here.size)
+    return _in_blocks(compute, block, kernels, rows, weights.reshape(-1), order, lengths)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _in_blocks(compute, block, kernels, rows, weights, order, lengths):
+    def step(state):
+        start, made = state
+        _, place, *taken = _taken(block, start, rows, weights, order, lengths)
+        return start + block, made.at[place].add(compute(kernels, *taken), mode="drop")
+
+    return jax.lax.while_loop(lambda state: state[0] < lengths.sum(), step, (0, jnp.zeros_like(rows)))[1]
+
+
+def _in_blocks_forward(compute, block, *arguments):
+    return _in_blocks(compute, block, *arguments), arguments
+
+
+def _in_blocks_backward(compute, block, arguments, gradient):
+    kernels, rows, weights, order, lengths = arguments
+
+    def step(start, by_rows, by_weights):
+        index, place, *taken, inside = _taken(block, start, rows, weights, order, lengths)
+        pull = jax.vjp(lambda *taken: compute(*taken, inside), kernels, *taken)[1]
+        by_kernels, each, weight = pull(gradient.at[place].get(mode="fill", fill_value=0))
+        return by_kernels, by_rows.at[place].add(each, mode="drop"), by_weights.at[index].add(weight, mode="drop")
+
+    def another(state):
+        start, sums, *others = state
+        by_kernels, *others = step(start, *others)
+        return start + block, jax.tree.map(jnp.add, sums, by_kernels), *others
+
+    first = (block, *step(0, jnp.zeros_like(rows), jnp.zeros_like(weights)))
+    _, *found = jax.lax.while_loop(lambda state: state[0] < lengths.sum(), another, first)
+    return *found, None, None
+
+
+_in_blocks.defvjp(_in_blocks_forward, _in_blocks_backward)
+
+
+def _taken(block, start, rows, weights, order, lengths):
+    """What a block has that starts there: where its weights and rows are (nobody's beyond the last), both, and runs."""
+    index = jax.lax.dynamic_slice(order, (start,), (block,))
+    place, ends = index // (len(weights) // len(rows)), jnp.cumsum(lengths)
+    inside = jnp.clip(ends - start, 0, block) - jnp.clip(ends - lengths - start, 0, block)
+    get = dict(mode="fill", fill_value=0)
+    return index, place, rows.at[place].get(**get), weights.at[index].get(**get), inside
 
 
 def in_buffers(

@@ -13,6 +13,7 @@ from models import zoo
 from models.execution import Dispatch
 from models.rules import rules_for
 from models.zoo.base import with_blocks
+from parallel import dispatch
 from parallel.mesh import MeshShape, device_mesh
 
 SIZES = dict(width=16, depth=1, heads=2, vocab=64, length=16)
@@ -27,13 +28,13 @@ def alone(architecture):
     return one_step(architecture, Causal(), ROWS)
 
 
-def around(shape, architecture, dispatch):
-    return one_step(architecture, Causal(), ROWS, shape, dispatch=dispatch)
+def around(shape, architecture, way):
+    return one_step(architecture, Causal(), ROWS, shape, dispatch=way)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "architecture", "dispatch"),
+    ("shape", "architecture", "way"),
     [
         ("fsdp=2,expert=4", LIMITED, Dispatch.BUFFERS),
         ("expert=4", UNLIMITED, Dispatch.BUFFERS),
@@ -49,12 +50,12 @@ def around(shape, architecture, dispatch):
         ("expert=2,sequence=2", UNLIMITED, Dispatch.EXCHANGE),
     ],
 )
-def test_experts_on_several_devices_take_the_step_of_one(shape, architecture, dispatch):
+def test_experts_on_several_devices_take_the_step_of_one(shape, architecture, way):
     """And exchange what was meant: in each layer, to the experts and back, in both directions."""
-    step = around(shape, architecture, dispatch)
+    step = around(shape, architecture, way)
     assert_same(step, alone(architecture))
     sent = {kind: count for (kind, axes), count in step.collectives.items() if axes == ("expert",)}
-    if dispatch is Dispatch.BUFFERS:
+    if way is Dispatch.BUFFERS:
         assert sent["all-to-all"] == 2 * 2 * architecture.depth
     else:
         assert sent["all-gather"] >= architecture.depth
@@ -62,6 +63,13 @@ def test_experts_on_several_devices_take_the_step_of_one(shape, architecture, di
     # Parameters rest in equal shares on all devices that do not copy each other.
     sizes = MeshShape.parse(shape)
     assert step.share == pytest.approx(1 / (sizes.devices / sizes.data), rel=0.02)
+
+
+@pytest.mark.slow
+def test_runs_are_computed_in_as_many_blocks_as_they_are_long(monkeypatch):
+    """As where the experts of one device are sent far more than those of others."""
+    monkeypatch.setattr(dispatch, "_block", lambda sent: 24)
+    assert_same(around("expert=2,tensor=2", UNLIMITED, Dispatch.EXCHANGE), alone(UNLIMITED))
 
 
 @pytest.mark.slow

@@ -42,13 +42,14 @@ def buffers(rows, picked, weights, taken, factors):
     return in_buffers(sent(rows, picked, weights), compute, taken=taken, capacity=CAPACITY)
 
 
-def in_runs(way, rows, picked, weights, taken, factors):
-    def compute(rows, lengths):
+def in_runs(way, block, rows, picked, weights, taken, factors):
+    def compute(factors, rows, weights, lengths):
         ends = jnp.cumsum(lengths)
         group = jnp.sum(jnp.arange(len(rows))[:, None] >= ends[None, :], axis=1)
-        return rows * factors.at[group].get(mode="fill", fill_value=jnp.nan)[:, None]  # of no group: nobody's word
+        made = rows * factors.at[group].get(mode="fill", fill_value=jnp.nan)[:, None]  # of no group: nobody's word
+        return made * weights[:, None]
 
-    return way(sent(rows, picked, weights), compute)
+    return way(sent(rows, picked, weights), compute, factors, block=block)
 
 
 def all_of_them(rows, picked, weights, taken, factors):
@@ -56,23 +57,32 @@ def all_of_them(rows, picked, weights, taken, factors):
     return everywhere(sent(rows, picked, weights), compute)
 
 
-gathered, apart = partial(in_runs, in_order), partial(in_runs, exchanged)
+gathered, apart = partial(in_runs, in_order, None), partial(in_runs, exchanged, None)
+gathered_in_blocks, apart_in_blocks = partial(in_runs, in_order, 7), partial(in_runs, exchanged, 7)
 
 
 def graded(way, mesh, picked):
-    """A function to what comes back and the gradients of its sum by rows and weights, compiled, and its arguments."""
+    """A function to what comes back and the gradients of its sum by rows, weights and factors; and its arguments."""
     by_row, spread = PartitionSpec(("data", "expert")), PartitionSpec("expert")
-    local = jax.shard_map(way, in_specs=(by_row, by_row, by_row, by_row, spread), out_specs=by_row)
+    specs = (by_row, by_row, by_row, by_row, spread)
+    local = jax.shard_map(way, in_specs=specs, out_specs=by_row, check_vma=False)
     total = lambda *arrays: ((y := local(*arrays)).sum(), y)  # noqa: E731
     arrays = [jax.device_put(each, NamedSharding(mesh, by_row)) for each in (ROWS, picked, WEIGHTS, taken())]
     groups = jax.device_put(FACTORS, NamedSharding(mesh, spread))
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 2), has_aux=True)), (*arrays, groups)
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 2, 4), has_aux=True)), (*arrays, groups)
 
 
 @pytest.mark.parametrize(
     ("way", "picked"),
-    [(buffers, PICKED), (gathered, PICKED), (apart, PICKED), (apart, TOGETHER), (all_of_them, PICKED)],
-    ids=["buffers", "in order", "exchanged", "exchanged, all to one device", "everywhere"],
+    [
+        pytest.param(buffers, PICKED, id="buffers"),
+        pytest.param(all_of_them, PICKED, id="everywhere"),
+        pytest.param(gathered, PICKED, id="in order"),
+        pytest.param(gathered_in_blocks, TOGETHER, id="in order, in blocks, all to one device"),
+        pytest.param(apart, PICKED, id="exchanged"),
+        pytest.param(apart_in_blocks, PICKED, id="exchanged, in blocks"),
+        pytest.param(apart_in_blocks, TOGETHER, id="exchanged, in blocks, all to one device"),
+    ],
 )
 def test_what_groups_elsewhere_make_comes_back(way, picked):
     """And so do gradients: that of a place is the sum of its groups' factors."""
@@ -80,11 +90,13 @@ def test_what_groups_elsewhere_make_comes_back(way, picked):
     factors = (kept * WEIGHTS * FACTORS[picked]).sum(axis=2)[..., None]
     with jax.set_mesh(mesh := device_mesh("data=2,expert=2", jax.devices()[:4])):
         function, arrays = graded(way, mesh, picked)
-        (_, found), (by_rows, by_weights) = function(*arrays)
+        (_, found), (by_rows, by_weights, by_factors) = function(*arrays)
     np.testing.assert_allclose(found, factors * ROWS, rtol=0, atol=1e-5)
     np.testing.assert_allclose(by_rows, np.broadcast_to(factors, ROWS.shape), rtol=0, atol=1e-5)
     expected = kept * FACTORS[picked] * ROWS.sum(axis=2, keepdims=True)
     np.testing.assert_allclose(by_weights, expected, rtol=0, atol=1e-5)
+    each = kept * WEIGHTS * ROWS.sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(by_factors, [each[picked == group].sum() for group in range(GROUPS)], rtol=0, atol=1e-4)
 
 
 def test_a_ragged_exchange_is_one_for_each_way_and_direction():
@@ -104,7 +116,7 @@ def exchange_of(rows, sizes, room):
     with jax.set_mesh(mesh := device_mesh("expert=4", jax.devices()[:4])):
         spec = PartitionSpec("expert")
         move = partial(exchange, axes=("expert",), room=room)
-        local = jax.jit(jax.shard_map(move, in_specs=(spec, PartitionSpec()), out_specs=spec))
+        local = jax.jit(jax.shard_map(move, in_specs=(spec, PartitionSpec()), out_specs=spec, check_vma=False))
         placed = jax.device_put(rows.reshape(-1, 2), NamedSharding(mesh, spec))
         return np.asarray(local(placed, jnp.asarray(sizes, jnp.int32))).reshape(4, room, 2)
 
