@@ -87,17 +87,23 @@ def kind_and_path(text: str | Path) -> tuple[str, str] | None:
     Raises:
         ValueError: if there is no bucket in it, or no storage of that kind.
     """
+    if re.match(r"(gs|gcs|s3)//\w", str(text)):
+        raise ValueError(f"a folder in a bucket is written gs://bucket/folder, not '{text}'")
     if not (found := re.match(r"([A-Za-z][\w+.-]+):(/+|$)([^/]?.*)", str(text))):
         return None
     import fsspec
 
     kind, slashes, path = found.groups()
+    if kind in ("file", "local"):
+        raise ValueError(f"'{text}' is on this machine, and named by its path: {slashes[:1]}{path}")
+    if kind in ("http", "https"):
+        raise ValueError(f"'{text}' is a page, and no folder in a bucket, which is written gs://bucket/folder")
     if slashes != "//" or not path:
         raise ValueError(f"a folder in a bucket is written {kind}://bucket/folder, not '{text}'")
     if {".", ".."} & set(path.split("/")):  # the working copy would be elsewhere
         raise ValueError(f"'{text}' has '.' or '..' in it; name the folder in the bucket as it is")
     if kind not in (known := fsspec.available_protocols()):
-        near = difflib.get_close_matches(kind, known, n=1)
+        near = difflib.get_close_matches(kind.lower(), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "buckets are written gs://bucket/folder or s3://bucket/folder"
         raise ValueError(f"no kind of storage is called '{kind}'; {hint}")
     return "gs" if kind == "gcs" else kind, path.rstrip("/")

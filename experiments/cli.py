@@ -83,6 +83,8 @@ def parse(name: str, arguments: Sequence[str]) -> Callable[[], int]:
     os.environ.update(CACHE | os.environ)  # before JAX is imported
     room = f"{name}_" if keyword.iskeyword(name) else name
     command = importlib.import_module(f"experiments.commands.{room}").Command
+    if hasattr(command, "check"):
+        command.check(arguments)
     config = (tyro.conf.EnumChoicesFromValues, tyro.conf.AvoidSubcommands)
     return tyro.cli(command, prog=f"scaling {name}", args=list(arguments), config=config)
 

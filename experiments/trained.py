@@ -144,8 +144,10 @@ def _load(place: Place, mesh: Mesh) -> Trained:
         return Trained(place=place, model=pretrained.load(here, execution=execution)[1])
     if not here.exists():
         raise FileNotFoundError(f"there is no folder {place}{nearest_file(here)}")
+    runs = sorted((*here.glob("*/run.json"), *here.glob("cells/*/run.json")))
+    hint = f"; of the runs in it, {runs[0].parent} is one" if runs else ""
     raise FileNotFoundError(
-        f"{place} holds no model: it has no run.json (a run), no {ARCHITECTURE} (imported) and no config.json"
+        f"{place} holds no model: it has no run.json (a run), no {ARCHITECTURE} (imported) and no config.json{hint}"
     )
 
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -25,22 +25,27 @@ if TYPE_CHECKING:
     from scaling.certainty.intervals import Intervals
     from scaling.fitting.fit import Fit
 
-CURVES = "curves.csv"
+RUNS, CURVES = "runs.csv", "curves.csv"
 _WIDTH = 120  # of output that goes to a file
 
 
-def table_at(table: str) -> Place:
-    """The folder of a table of runs; of one in a bucket, a copy of the table and of the training curves beside it.
+def table_at(table: str) -> tuple[Place, str]:
+    """The folder of a table of runs, and its name; of one in a bucket, a copy of it and of the curves beside it.
+
+    Args:
+        table: path or URL of the table, or of the folder of a sweep, whose table is meant.
 
     Raises:
         ValueError, OSError: as `copied`.
     """
     if not (named := kind_and_path(table)):
-        return Place(Path(table).parent)
+        return (Place(Path(table)), RUNS) if Path(table).is_dir() else (Place(Path(table).parent), Path(table).name)
     folder, slash, name = named[1].rpartition("/")
+    if not PurePosixPath(name).suffix:
+        folder, slash, name = named[1], "/", RUNS
     if not slash:
         raise ValueError(f"{table} is a bucket, and no table of runs; those are named gs://bucket/folder/runs.csv")
-    return copied(f"{named[0]}://{folder}", glob.escape(name), CURVES)
+    return copied(f"{named[0]}://{folder}", glob.escape(name), CURVES), name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,8 @@ class TableOptions:
     """Where the runs are and what their columns are called; shared by fit, plot and report."""
 
     table: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TABLE|URL")]
-    """Table of runs (.csv, .jsonl, .parquet), also gs://bucket/runs.csv, with params, loss and tokens or flops."""
+    """Table of runs (.csv, .jsonl, .parquet), also gs://bucket/runs.csv, with params, loss and tokens or flops;
+    or the folder of a sweep."""
     params: str = "params"
     """Column with the number of parameters."""
     tokens: str = "tokens"
@@ -76,12 +82,13 @@ class TableOptions:
             if not (ours and equals and theirs):
                 raise ValueError(f"--map takes NAME=COLUMN, such as unique_tokens=uniq, not {each!r}")
             names[ours.strip()] = theirs.strip()
-        with self._place.named():
-            path = self._place.folder / Path(self.table).name
-            return runs.read(path, columns={k: v for k, v in names.items() if v != k}, where=self.where)
+        place, name = self._found
+        with place.named():
+            columns = {k: v for k, v in names.items() if v != k}
+            return runs.read(place.folder / name, columns=columns, where=self.where)
 
     @cached_property
-    def _place(self) -> Place:
+    def _found(self) -> tuple[Place, str]:
         return table_at(self.table)
 
     def mapping(self) -> str:
@@ -100,9 +107,10 @@ class TableOptions:
         """The training curves that lie beside the table, if any."""
         from scaling import runs
 
-        beside = self._place.folder / CURVES
-        with self._place.named():
-            return runs.read(beside) if beside.is_file() and beside.name != Path(self.table).name else None
+        place, name = self._found
+        beside = place.folder / CURVES
+        with place.named():
+            return runs.read(beside) if beside.is_file() and name != CURVES else None
 
     def study(self) -> tuple[Study, tuple[HeldOut, ...]]:
         """Everything fitted to the table, and its held-out runs predicted."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -15,6 +16,7 @@ from experiments.buckets import kind_and_path
 from experiments.launch.tpu import Tier
 
 TRAINS = {"train": "one run", "sweep": "many runs"}
+PLACES = ("local", "slurm", "tpu", "gke", "join")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class _Launcher:
         """The command, after reading its options here, where mistakes cost nothing.
 
         Raises:
-            ValueError: if it is not one that trains, or the URL of its folder is none.
+            ValueError: if it is not one that trains, or its folder cannot be written from there.
         """
         from experiments.cli import parse
 
@@ -41,21 +43,45 @@ class _Launcher:
             near = difflib.get_close_matches(name, TRAINS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {' and '.join(TRAINS)}"
             raise ValueError(f"after -- stands what is to run, and '{name}' does not train; {hint}")
-        self._check_output(parse(name, options).output)
+        self._check(parse(name, options))
         return self.command
 
-    def _check_output(self, output: str) -> None:
-        kind_and_path(output)
+    def _check(self, command: Any) -> None:
+        """Of the command with its options."""
+        named = kind_and_path(command.output)
+        if named and named[0] != "gs" and self._together:
+            raise ValueError(
+                f"-o {command.output}: several processes keep checkpoints in gs://bucket/folder or on a disk that all "
+                "of them see"
+            )
+
+    @property
+    def _together(self) -> bool:
+        """Whether it is certain that several processes train one run."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class _CloudLauncher(_Launcher):
+class _FarLauncher(_Launcher):
+    """What launchers ask that ask for machines."""
+
+    def _check(self, command: Any) -> None:
+        super()._check(command)
+        if command.dry_run:
+            raise ValueError("--dry-run after -- would ask for machines that train nothing; it stands before --")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CloudLauncher(_FarLauncher):
     """What launchers ask whose machines go when the command has ended."""
 
-    def _check_output(self, output: str) -> None:
-        super()._check_output(output)
-        if not Path(output).is_absolute() and "://" not in output:
-            print(f"'-o {output}' is on disks that go with the machines; -o gs://bucket/folder stays", file=sys.stderr)
+    def _check(self, command: Any) -> None:
+        super()._check(command)
+        if not Path(command.output).is_absolute() and "://" not in command.output:
+            print(
+                f"'-o {command.output}' is on disks that go with the machines; -o gs://bucket/folder stays",
+                file=sys.stderr,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +97,10 @@ class LocalCommand(_Launcher):
     """Processes."""
     devices: int = 1
     """XLA host devices of each."""
+
+    @property
+    def _together(self) -> bool:
+        return self.processes > 1
 
     def __call__(self) -> int:
         """Runs until all processes have ended."""
@@ -100,6 +130,10 @@ class JoinCommand(_Launcher):
     process: int
     """Number of this one, from 0."""
 
+    @property
+    def _together(self) -> bool:
+        return self.processes > 1
+
     def __call__(self) -> int:
         """Becomes that process."""
         import os
@@ -116,7 +150,7 @@ class JoinCommand(_Launcher):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmCommand(_Launcher):
+class SlurmCommand(_FarLauncher):
     """Submit to Slurm: a run as one job on all its nodes, a sweep as an array whose tasks share its cells.
 
     Before a job's time is up, or when it is preempted, what it trains is saved and the job queued again; so is one that
@@ -150,6 +184,10 @@ class SlurmCommand(_Launcher):
     """Folder for what the jobs print."""
     options: tuple[str, ...] = ()
     """Further options of sbatch, as --options=--mem=64G."""
+
+    @property
+    def _together(self) -> bool:
+        return self.command[0] == "train" and self.nodes * max(1, self.gpus_per_node) > 1
 
     def __call__(self) -> int:
         """Submits."""
@@ -286,6 +324,21 @@ class Command:
     """
 
     place: Annotated[Place, tyro.conf.arg(name="")]
+
+    @staticmethod
+    def check(arguments: Sequence[str]) -> None:
+        """Tells mistakes that the parser of options would not explain.
+
+        Raises:
+            ValueError: for a place that there is not, or a command without `--` before it.
+        """
+        if arguments and arguments[0] not in PLACES and not arguments[0].startswith("-"):
+            near = difflib.get_close_matches(arguments[0], PLACES, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(PLACES)}"
+            raise ValueError(f"no place to launch at is called '{arguments[0]}'; {hint}")
+        names = [name for name in arguments if name in TRAINS]
+        if names and "--" not in arguments:
+            raise ValueError(f"what is to run stands after --: scaling launch {arguments[0]} ... -- {names[0]} ...")
 
     def __call__(self) -> int:
         """Launches."""

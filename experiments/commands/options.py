@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -270,9 +271,11 @@ class ModelOptions(FamilyOptions):
             **reads: other settings of the family that follow from the data.
 
         Raises:
-            ValueError: for an unknown family, half a shape, or both a shape and a size.
+            ValueError: for an unknown family, half a shape, both a shape and a size, or a size that is none.
         """
         shape = {name: getattr(self, name) for name in ("width", "depth", "heads") if getattr(self, name) is not None}
+        if self.params is not None and not 0 < self.params < math.inf:
+            raise ValueError(f"--model.params is {self.params:g} and must be more than 0")
         if shape and (len(shape) < 3 or self.params is not None):
             raise ValueError("a model's size is --model.params, or --model.width, --model.depth and --model.heads")
         if shape:

@@ -1,7 +1,6 @@
 """`scaling plan`: how to spend a budget, and which runs to buy before."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -63,7 +62,7 @@ class Command(TableOptions):
             params=self.fixed_params,
             tokens=self.fixed_tokens,
         )
-        candidates = table_at(self.candidates).folder / Path(self.candidates).name if self.candidates else None
+        place, name = table_at(self.candidates) if self.candidates else (None, "")
         found = plan(
             self.read(),
             flops=self.budgets,
@@ -73,7 +72,7 @@ class Command(TableOptions):
             next_runs=self.next,
             budget=self.budget,
             target=self.target,
-            candidates=candidates,
+            candidates=place and place.folder / name,
             resamples=self.resamples,
             seed=self.seed,
         )

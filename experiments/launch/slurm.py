@@ -8,6 +8,7 @@ its status that something was lost that may be there again (`parallel.ending`).
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -53,7 +54,7 @@ class Slurm:
         options: further options of sbatch, as "--mem=64G".
 
     Raises:
-        ValueError: a number that is not positive, or an option that is none.
+        ValueError: a number that is not positive, or a time or an option that is none.
     """
 
     nodes: int = 1
@@ -73,6 +74,8 @@ class Slurm:
         for what in ("nodes", "cpus_per_task", "array", "notice"):
             if (value := getattr(self, what)) is not None and value < 1:
                 raise ValueError(f"Slurm: {what} is {value} and must be at least 1")
+        if self.time and not re.fullmatch(_TIME, self.time):
+            raise ValueError(f"Slurm: {self.time!r} is no time; those are written 90 (minutes), 12:00:00 or 2-00:00:00")
         if self.restarts < 0:
             raise ValueError(f"Slurm: restarts is {self.restarts}, and cannot be less than none")
         if wrong := [option for option in self.options if not option.startswith("-")]:
@@ -151,6 +154,8 @@ class Slurm:
         settings = {"restarts": self.restarts, "again": AGAIN, "stopped": STOPPED}
         return _SCRIPT.format(directives=directives, cores=cores, command=f"{scaling} {share}".rstrip(), **settings)
 
+
+_TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|(?i:infinite|unlimited)"
 
 _SCRIPT = """\
 #!/bin/bash

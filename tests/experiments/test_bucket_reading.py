@@ -116,6 +116,7 @@ def test_a_table_in_a_bucket_is_read_as_one_on_disk(memory, tmp_path, monkeypatc
     (tmp_path / "runs.csv").write_text(TABLE)
     options = ["--json", "--resamples", "20"]
     assert said(capsys, "fit", "memory://b/s/runs.csv", *options) == said(capsys, "fit", "runs.csv", *options)
+    assert said(capsys, "fit", "memory://b/s", *options) == said(capsys, "fit", tmp_path, *options)
     line = said(capsys, "fit", "memory://b/s/rnus.csv", status=1)
     assert line == "scaling fit: no table of runs at memory://b/s/rnus.csv\n"
     assert "there is no folder memory://b/ss; did you mean" in said(capsys, "plot", "memory://b/ss/runs.csv", status=1)
@@ -145,6 +146,10 @@ def test_what_is_wrong_with_a_url_is_one_line(command, storage, bucket, tmp_path
     assert f"there is no folder {bucket}/rusn/one; did you mean '{bucket}/runs'?" in error(f"{bucket}/rusn/one")
     assert "gs://nowhere/runs cannot be read: there is no bucket 'nowhere', or these" in error("gs://nowhere/runs")
     assert "did you mean 'gs'?" in error("gss://b/x")
+    assert "did you mean 'gs'?" in error("GS://b/x")
+    assert "written gs://bucket/folder, not 'gs//b/x" in error("gs//b/x")
+    assert "is on this machine, and named by its path: /b/x" in error("file:///b/x")
+    assert "is a page, and no folder in a bucket" in error("https://storage.googleapis.com/b/x")
     assert "written gs://bucket/folder, not 'gs:/b" in error("gs:/b/x")
     wanted = {"fit": "no table of runs at", "import": "is not the folder of a model"}.get(command, "holds no model")
     line = error(f"{bucket}/runs/one")

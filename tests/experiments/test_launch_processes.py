@@ -137,6 +137,8 @@ def test_processes_end_with_their_launcher():
     ("arguments", "said"),
     [
         (["--", "trian"], "did you mean 'train'?"),
+        (["--processes", "3", "train", "--steps", "5"], "after --: scaling launch local ... -- train ..."),
+        (["--", "train", "-o", "s3://b/x"], "-o s3://b/x: several processes keep checkpoints in gs://bucket/folder"),
         ([], "give what is to run after --: train or sweep"),
         (["--", "fit", "runs.csv"], "there are train and sweep"),
         (["--", "sweep", "--budgets", "1e9"], "scaling sweep --workers N"),
@@ -158,6 +160,12 @@ def test_a_mistake_in_the_command_itself_is_told_here(option, value, said, capsy
     with pytest.raises(SystemExit):
         main(["launch", "local", "--", "train", option, value])
     assert said in "".join(capsys.readouterr())
+
+
+def test_a_place_that_there_is_not(capsys):
+    for place, said in (("slrum", "did you mean 'slurm'?"), ("moon", "there are local, slurm, tpu, gke, join")):
+        assert main(["launch", place, "--", "train"]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_dry_run_shows_the_command_lines(capsys):
