@@ -79,7 +79,7 @@ class Cluster:
         if not 0 <= self.process < self.processes:
             raise ValueError(f"there is no process {self.process} of {self.processes}: they count from 0")
         host, _, port = self.coordinator.rpartition(":")
-        if not (host and port.isdecimal()):
+        if not (host and port.isdecimal() and int(port) < 2**16):
             raise ValueError(f"a coordinator is written host:port, not {self.coordinator!r}")
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -185,6 +186,11 @@ class SlurmCommand(_FarLauncher):
     options: tuple[str, ...] = ()
     """Further options of sbatch, as --options=--mem=64G."""
 
+    def _check(self, command: Any) -> None:
+        super()._check(command)
+        if self.command[0] == "sweep" and command.share:
+            raise ValueError(f"--share {command.share} is what the tasks of an array get; leave it out")
+
     @property
     def _together(self) -> bool:
         return self.command[0] == "train" and self.nodes * max(1, self.gpus_per_node) > 1
@@ -330,12 +336,16 @@ class Command:
         """Tells mistakes that the parser of options would not explain.
 
         Raises:
-            ValueError: for a place that there is not, or a command without `--` before it.
+            ValueError: for a place that there is not, a command without `--` before it, or options to be passed on that
+                would be taken for own ones.
         """
         if arguments and arguments[0] not in PLACES and not arguments[0].startswith("-"):
             near = difflib.get_close_matches(arguments[0], PLACES, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(PLACES)}"
             raise ValueError(f"no place to launch at is called '{arguments[0]}'; {hint}")
+        for option, value in itertools.pairwise(arguments):
+            if option == "--options" and value.startswith("-"):
+                raise ValueError(f"an option to be passed on is written with '=': --options={value}")
         names = [name for name in arguments if name in TRAINS]
         if names and "--" not in arguments:
             raise ValueError(f"what is to run stands after --: scaling launch {arguments[0]} ... -- {names[0]} ...")

@@ -55,6 +55,8 @@ class Gke:
             raise ValueError(f"{self.name!r} is no name for a JobSet: at most 40 of a-z, 0-9 and -, from a letter on")
         if self.slices < 1 or self.restarts < 0:
             raise ValueError(f"{self.slices} slices and {self.restarts} restarts: one slice at least, and no debts")
+        if self.grace < 0:
+            raise ValueError(f"a grace of {self.grace} seconds: none is 0")
         if wrong := [option for option in self.options if not option.startswith("--")]:
             raise ValueError(f"{wrong[0]!r} is no option of xpk, which begin with dashes: --priority=high")
 

@@ -10,6 +10,7 @@ Needs the extra `gcp` (the package google-cloud-tpu). https://docs.cloud.google.
 
 import contextlib
 import json
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,8 @@ class Tpu:
         service_account: in whose name the machines act; the project's default if empty.
 
     Raises:
-        ValueError: an accelerator of unknown generation, fewer than one slice, or no way for the program to get there.
+        ValueError: an accelerator of unknown generation, a name that Google Cloud does not take, fewer than one slice,
+            or no way for the program to get there.
     """
 
     project: str
@@ -86,6 +88,8 @@ class Tpu:
             raise ValueError(
                 f"an accelerator is written as v5p-128, of {', '.join(RUNTIMES)}, and not {self.accelerator!r}"
             )
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.name):
+            raise ValueError(f"{self.name!r} is no name for machines: at most 63 of a-z, 0-9 and -, from a letter on")
         if self.slices < 1 or self.restarts < 0:
             raise ValueError(f"{self.slices} slices and {self.restarts} restarts: one slice at least, and no debts")
         if not (self.image or self.setup):

@@ -46,6 +46,7 @@ def test_the_command_is_passed_on_whole():
     [
         ({"name": "My_Run"}, "'My_Run' is no name for a JobSet"),
         ({"slices": 0}, "one slice at least"),
+        ({"grace": -5}, "a grace of -5 seconds"),
         ({"options": ("priority",)}, "'priority' is no option of xpk"),
     ],
 )

@@ -66,6 +66,8 @@ def test_scripts_are_valid_shell(command):
         (["--array", "3", "--", "train"], "an array shares the cells of a sweep, and this is train"),
         (["--nodes", "0", "--", "train"], "nodes is 0"),
         (["--nodes", "2", "--", "train", "-o", "s3://b/x"], "several processes keep checkpoints in gs://bucket"),
+        (["--", *SWEEP, "--share", "0/3"], "--share 0/3 is what the tasks of an array get"),
+        (["--options", "--mem=4G", "--", "train"], "written with '=': --options=--mem=4G"),
         (["--time", "5parsecs", "--", "train"], "'5parsecs' is no time"),
         (["--", "train", "--dry-run"], "--dry-run after -- would ask for machines that train nothing"),
         (["--restarts", "-1", "--", "train"], "restarts is -1"),

@@ -50,6 +50,7 @@ def test_the_request_of_slices_and_tiers():
         ({"accelerator": "v5-16"}, "written as v5p-128"),
         ({"accelerator": "v5p"}, "written as v5p-128"),
         ({"slices": 0}, "one slice at least"),
+        ({"name": "My Run"}, "'My Run' is no name for machines"),
         ({"image": ""}, "machines start bare"),
     ],
 )

@@ -249,6 +249,8 @@ def test_what_is_wrong_with_a_folder_is_one_line(theirs, run, tmp_path, capsys):
         (["export", imported, theirs], "not an empty folder"),
         (["export", tmp_path, tmp_path / "x"], "holds no model: it has no run.json"),
         (["generate", tmp_path, "--prompt", "a"], "holds no model"),
+        (["generate", run.parent, "--prompt", "a"], f"of the runs in it, {run} is one"),
+        (["generate", f"{run}x", "--prompt", "a"], f"there is no folder {run}x; did you mean '{run}'?"),
         (["generate", imported, "--prompt", "a"], "has no tokenizer (no tokenizer.json); give token ids instead"),
         (["generate", imported, "--ids", "--prompt", "a b"], "'a b' are not token ids"),
         (["generate", imported, "--ids", "--prompt", "5 300"], "each from 0 to 299"),
