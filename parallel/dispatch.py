@@ -127,7 +127,7 @@ def exchanged(
     sizes = goes.sum(axis=1, dtype=jnp.int32)
     leaving = _those(goes[me].T.reshape(-1), places * min(chosen, devices))
     leaving = jnp.where(leaving < room, leaving % places, places)  # whoever is beyond the last place is nobody
-    arrived = exchange(rows.at[leaving].get(mode="fill", fill_value=0), sizes, axes=sent.axes, room=room)
+    arrived = exchange(_leave(rows, leaving), sizes, axes=sent.axes, room=room)
     arriving = _those(goes[:, :, me].reshape(-1), room)
     here, weights = (
         array.reshape(room, chosen).at[arriving].get(mode="fill", fill_value=nowhere)
@@ -135,7 +135,7 @@ def exchanged(
     )
     made = _runs(arrived, here, weights, sent.held, compute, kernels, block or _block(sent))
     told = exchange(made, sizes.T, axes=sent.axes, room=len(leaving))
-    return jnp.zeros_like(rows).at[leaving].add(told, mode="drop").reshape(sent.rows.shape)
+    return _come_back(rows, leaving, told).reshape(sent.rows.shape)
 
 
 def exchange(
@@ -187,6 +187,29 @@ def _exchange_backward(axes, lengths, sizes, gradient):
 
 
 _exchange.defvjp(_exchange_forward, _exchange_backward)
+
+
+@jax.custom_vjp
+def _leave(rows, index):
+    """Rows that go elsewhere; where none goes, any."""
+    return rows.at[index].get(mode="clip")
+
+
+@jax.custom_vjp
+def _come_back(rows, index, told):
+    """Sums for as many rows of what is told of them; of none, it is nobody's word."""
+    return jnp.zeros_like(rows).at[index].add(told, mode="drop")
+
+
+# Each is the other's gradient, which JAX does not know: it would write zeros where no row goes.
+_leave.defvjp(
+    lambda rows, index: (_leave(rows, index), (rows, index)),
+    lambda saved, gradient: (_come_back(*saved, gradient), None),
+)
+_come_back.defvjp(
+    lambda rows, index, told: (_come_back(rows, index, told), index),
+    lambda index, gradient: (jnp.zeros_like(gradient), None, _leave(gradient, index)),
+)
 
 
 def _by_place(array: Array) -> Array:
