@@ -84,7 +84,12 @@ class Weight:
     def shared(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
         """Mesh axes over which it is gathered to be computed with."""
         resting = {name for axes in self.resting for name in axes}
-        return tuple(name for name in mesh if name in resting - set(self.used))
+        return tuple(name for name in mesh if name in resting - set(self.used) and mesh[name] > 1)
+
+    def summed(self, mesh: Mapping[str, int], readers: tuple[str, ...]) -> tuple[str, ...]:
+        """Mesh axes over which its gradient is summed: whose devices read other rows with it, or keep a part of it."""
+        told = {*self.shared(mesh), *readers} - set(self.used)
+        return tuple(name for name in mesh if name in told and mesh[name] > 1)
 
     def misfit(self, mesh: Mapping[str, int]) -> str:
         """Why the mesh cannot split it; empty if it can."""
@@ -120,10 +125,11 @@ class Work:
         moments: bytes of the optimizer's state for each byte of parameters.
         saved: what the forward pass of all blocks saves for the backward pass, of a row.
         kept: what it saves that does not grow with rows (gathered weights, where nothing is computed again).
-        block: what one block's products with weights make, of a row.
-        scores: of its queries and keys, where no kernel fuses attention.
-        saved_block: what of that is saved, of a row.
-        body: the same of all blocks.
+        repeat: what products with weights make in one repeat of a stack's blocks, and a kernel's notes, of a row.
+        blocks: how many those are.
+        scores: of queries and keys of one of them, where no kernel fuses attention.
+        stacks: arrays of each repeat that are saved.
+        body: everything that all blocks make, of a row.
         logits: float32 logits that exist at a time, of a row.
         readers: mesh axes whose devices read different rows, or parts of them.
         exchanges: what a block's devices tell each other.
@@ -137,9 +143,10 @@ class Work:
     moments: float
     saved: tuple[Split, ...]
     kept: tuple[Split, ...]
-    block: tuple[Split, ...]
+    repeat: tuple[Split, ...]
+    blocks: int
     scores: tuple[Split, ...]
-    saved_block: tuple[Split, ...]
+    stacks: int
     body: tuple[Split, ...]
     logits: Split
     readers: tuple[str, ...]
@@ -182,24 +189,21 @@ def predict(work: Work, *, topology: Topology, mesh: Mapping[str, int], rows: in
 def _memory(work: Work, topology: Topology, mesh: Mapping[str, int], rows: float, parts: int) -> Memory:
     parameters = 4 * sum(weight.at_rest(mesh) for weight in work.weights)
     single = [2 * weight.gathered(mesh) for weight in work.weights if weight.layers == 1]
-    looped = [weight for weight in work.weights if weight.layers > 1]
-    layer = sum(2 * weight.gathered(mesh) / weight.layers for weight in looped)
-    summed = [weight for weight in looped if not _scatters(work, weight, topology, mesh)]
-    whole = sum(2 * weight.gathered(mesh) / weight.layers for weight in summed)
-    # While the head runs: logits, whose gradient is made inside the products that want it; weights in 16 bits, their
-    # gradients in 32, and the largest once more as it is exchanged.
-    head = rows * work.logits.on_chip(mesh) + 3 * sum(single) + max(single, default=0.0)
-    # While a block runs: its weights, those of the next one, whole gradients where sums are not scattered; what
-    # products make and the next ones read of that, unless saved, and gradients of both; scores and theirs. Some is in
-    # memory that is nearer.
-    made, saved = rows * _on_chip(work.block, mesh), rows * _on_chip(work.saved_block, mesh)
-    block = 2 * layer + whole + max(0.0, 2 * made - saved) + 2 * made + 2 * rows * _on_chip(work.scores, mesh)
+    # While the head runs: logits, whose gradient is made inside the products that want it; weights and their gradient.
+    logits = rows * work.logits.on_chip(mesh)
+    head = logits + 2 * max(single, default=0.0)
+    # While the last block of a repeat runs backward: what products of the repeat make; gradients of those of the block;
+    # scores and theirs. Some is in memory that is nearer, half of which is for what is about to be read.
+    made, scores = rows * _on_chip(work.repeat, mesh), rows * _on_chip(work.scores, mesh)
+    block = max(0.0, made + made / work.blocks + 2 * scores - topology.chip.vector_memory_bytes / 2)
+    # Where loops keep several stacks, the allocator puts nothing else where logits were.
+    temporaries = head + block if work.stacks > 1 else max(head, block)
     return Memory(
         parameters=parameters,
         optimizer=work.moments * parameters,
         gradients=parameters * (2 if parts > 1 else 1),
         activations=rows * _on_chip(work.saved, mesh) + _on_chip(work.kept, mesh),
-        temporaries=max(head, block - topology.chip.vector_memory_bytes),
+        temporaries=temporaries,
         other=PROGRAM,
     )
 
@@ -207,8 +211,7 @@ def _memory(work: Work, topology: Topology, mesh: Mapping[str, int], rows: float
 def _scatters(work: Work, weight: Weight, topology: Topology, mesh: Mapping[str, int]) -> bool:
     """Whether each device gets its part of a gradient's sum: where it is over shards alone, on TPUs few of them."""
     most = SCATTERED if topology.platform == "tpu" else math.inf
-    readers, gathered = {name for name in work.readers if name in mesh}, weight.shared(mesh)
-    return readers <= set(gathered) and shards(mesh, gathered) <= most
+    return weight.summed(mesh, work.readers) == weight.shared(mesh) and shards(mesh, weight.shared(mesh)) <= most
 
 
 def _collectives(
@@ -225,13 +228,12 @@ def _collectives(
         total[0] += count
         total[1] += count * share * size * (2 if kind == "all-reduce" else 1)
 
-    readers = tuple(name for name in work.readers if name in mesh)
     for weight in work.weights:
         gathered = weight.shared(mesh)
         size, uses = 2 * weight.gathered(mesh) / weight.layers, parts * weight.layers
         add("all-gather", gathered, uses * (1 + work.again * (weight.layers > 1)), size)
-        summed = "reduce-scatter" if _scatters(work, weight, topology, mesh) else "all-reduce"
-        add(summed, (*gathered, *readers), uses, size)
+        kind = "reduce-scatter" if _scatters(work, weight, topology, mesh) else "all-reduce"
+        add(kind, weight.summed(mesh, work.readers), uses, size)
     for each in work.exchanges:
         add(each.kind, each.axes, each.count * parts, each.array.on_chip(mesh) * rows / parts)
     found = [Collective(kind=kind, axes=axes, count=int(n), bytes=size) for (kind, axes), (n, size) in sums.items()]

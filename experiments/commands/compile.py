@@ -57,9 +57,9 @@ class Command:
         scaling compile --topology h100:4x8 --model.params 7e9 --length 4096 --mesh fsdp=32
         scaling compile --topology v5p:4x4x4 --model.family llama --model.params 7e9 --batch 256 --search
 
-    A search considers every mesh of data, fsdp and tensor shards (and of sequence, where rows are fewer than chips),
-    every --remat and every number of parts by arithmetic, asks the compiler about the fastest few, and says why the
-    others lose.
+    A search considers every mesh of data, fsdp and tensor shards (of experts too where there are some, and of sequence
+    where rows are fewer than chips), every --remat and every number of parts by arithmetic, asks the compiler about the
+    fastest few, and says why the others lose.
     """
 
     topology: str

@@ -17,7 +17,7 @@ from experiments.placement import Placement
 from experiments.pricing import check_fit, price_table, prices
 from experiments.runs import Run
 from models import zoo
-from models.execution import Precision, Remat
+from models.execution import Dispatch, Precision, Remat
 from parallel.context import Context
 from parallel.topology import Topology
 
@@ -97,26 +97,34 @@ def test_what_cannot_be_is_told_with_what_could():
         Layouts(replace(RUN, batch=17), POD, Placement(remat=Remat.FULL)).search(compiled=0)
 
 
+LLAMA_7B = zoo.llama(width=4096, depth=32, heads=32, vocab=32_000, length=4096)
+GPT3 = zoo.make("gpt3", width=4096, depth=32, heads=32, vocab=50_304)
+SMALL = {
+    family: zoo.make(family, width=512, depth=4, heads=4, vocab=8192, length=512) for family in ("llama", "bert", "t5")
+}
+
+
 @pytest.mark.parametrize(
-    ("family", "shape", "length", "batch", "topology", "gib"),
+    ("architecture", "length", "batch", "topology", "remat", "parts", "gib"),
     [
-        ("llama", dict(width=4096, depth=32, heads=32, vocab=32_000), 4096, 256, "v5p:4x4x4", 12.33),
-        ("llama", dict(width=1024, depth=8, heads=8, vocab=32_000), 1024, 64, "v5p:4x4x4", 0.658),
-        ("llama", dict(width=512, depth=4, heads=4, vocab=8192), 512, 256, "v5e:4x4", 0.366),
-        ("bert", dict(width=512, depth=4, heads=4, vocab=8192), 512, 256, "v5e:4x4", 0.241),
-        ("t5", dict(width=512, depth=4, heads=4, vocab=8192), 512, 256, "v5e:4x4", 0.289),
+        (LLAMA_7B, 4096, 256, "v5p:4x4x4", Remat.FULL, 1, 8.34),
+        (LLAMA_7B, 4096, 256, "v5p:4x4x4", Remat.DOTS, 1, 48.5),
+        (zoo.get("llama-2-70b"), 4096, 256, "v5p:4x4x4", Remat.DOTS, 4, 77.5),
+        (GPT3, 2048, 512, "v5p:4x4x4", Remat.FULL, 1, 7.84),  # two blocks a repeat
+        (SMALL["llama"], 512, 256, "v5e:4x4", Remat.FULL, 1, 0.324),
+        (SMALL["bert"], 512, 256, "v5e:4x4", Remat.FULL, 1, 0.189),
+        (SMALL["t5"], 512, 256, "v5e:4x4", Remat.FULL, 1, 0.208),
     ],
 )
-def test_memory_is_what_the_tpu_compiler_said(family, shape, length, batch, topology, gib):
+def test_memory_is_what_the_tpu_compiler_said(architecture, length, batch, topology, remat, parts, gib):
     """Recorded; `test_pods.py` asks it again."""
-    architecture = zoo.make(family, length=length, **shape)
     run = replace(
         RUN, architecture=architecture, data=DataConfig(length=length), batch=batch,
-        objective=named(USUAL[Sides.of(architecture)], Ids(vocab=shape["vocab"])),
+        objective=named(USUAL[Sides.of(architecture)], Ids(vocab=architecture.vocab)),
         precision=Precision.BFLOAT16,
     )  # fmt: skip
     topology = Topology.parse(topology)
-    placement = Placement(mesh=f"fsdp={topology.chips}", remat=Remat.FULL)
+    placement = Placement(mesh=f"fsdp={topology.chips}", remat=remat, accumulate=parts)
     told = Layouts(run, topology, placement).predict(placement)
     assert told.memory_needed == pytest.approx(gib * 2**30, rel=0.15)
 
@@ -151,6 +159,35 @@ def test_rows_fewer_than_chips_are_split():
     assert not any("sequence" in each.mesh for each in Layouts(RUN, HERE, few.layout).all([Remat.FULL]))
     with pytest.raises(ValueError, match="for the compiler to say"):
         few.predict(replace(few.layout, mesh="fsdp=2,sequence=4", context=Context.RING))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "dispatch", "kind", "mib"),
+    [
+        ("fsdp=4,expert=4", Dispatch.RAGGED, "all-gather", 288),
+        ("fsdp=4,expert=4", Dispatch.RAGGED, "reduce-scatter", 192),
+        ("fsdp=4,expert=4", Dispatch.BUFFERS, "all-to-all", 1152),
+        ("data=2,expert=8", Dispatch.BUFFERS, "all-to-all", 1344),
+    ],
+)
+def test_experts_exchange_what_the_tpu_compiler_said(mesh, dispatch, kind, mib):
+    """Recorded, but for what says which token goes where."""
+    routed = zoo.mixtral(width=512, depth=4, heads=8, vocab=8192, length=512)
+    run = replace(RUN, architecture=routed, data=DataConfig(length=512), batch=256, precision=Precision.BFLOAT16)
+    found = Layouts(run, POD, Placement()).predict(Placement(mesh=mesh, remat=Remat.FULL, dispatch=dispatch))
+    sent = {each.kind: each.bytes for each in found.collectives if each.axes == ("expert",)}
+    assert sent[kind] == pytest.approx(mib * 2**20, rel=0.001)
+    if mesh == "fsdp=4,expert=4":  # experts' weights, twice
+        (gathered,) = (each for each in found.collectives if (each.kind, each.axes) == ("all-gather", ("fsdp",)))
+        assert gathered.bytes == pytest.approx(49.5 * 2**20, rel=0.001)
+
+
+def test_experts_are_spread_where_there_are_some():
+    routed = replace(RUN, architecture=zoo.mixtral(width=64, depth=2, heads=4, vocab=128, length=32, experts=4))
+    tried = {each.mesh for each in Layouts(routed, HERE, Placement()).all([Remat.FULL])}
+    assert {"expert=4,tensor=2", "fsdp=2,expert=4", "data=2,fsdp=2,expert=2"} <= tried
+    assert not any("expert=8" in mesh for mesh in tried)
+    assert not any("expert" in each.mesh for each in Layouts(RUN, HERE, Placement()).all([Remat.FULL]))
 
 
 SWEEP = ["sweep", "--budgets", "1e10", "--sizes", "1", "--tokens-per-param", "20", "60", "--batch", "4"]

@@ -10,8 +10,8 @@ from parallel.topology import Topology
 POD, FLAT, ROW = Topology.parse("v5p:4x4x4"), Topology.parse("v5e:4x4"), ("data", "fsdp")
 KERNEL = Weight(name="kernel", shape=(8, 1024, 4096), resting=((), ("fsdp",), ("tensor",)), used=("tensor",), layers=8)
 WORK = Work(
-    weights=(KERNEL,), moments=2.0, saved=(Split(1e6, ROW),), kept=(), block=(Split(1e5, ROW),), scores=(),
-    saved_block=(), body=(Split(8e5, ROW),), logits=Split(4e6, (*ROW, "tensor")), readers=ROW,
+    weights=(KERNEL,), moments=2.0, saved=(Split(1e6, ROW),), kept=(), repeat=(Split(1e5, ROW),), blocks=1,
+    scores=(), stacks=1, body=(Split(8e5, ROW),), logits=Split(4e6, (*ROW, "tensor")), readers=ROW,
     exchanges=(Exchange(kind="all-reduce", axes=("tensor",), count=10, array=Split(2e6, ROW)),),
     flops=3e12, executed=4e12, again=1,
 )  # fmt: skip
@@ -66,6 +66,18 @@ def test_over_many_shards_or_with_copies_gradients_are_summed_whole():
     assert set(by_kind(told(data=64))) == {("all-reduce", ("data",))}
 
 
+def test_gradients_of_experts_are_not_summed_over_their_shards():
+    experts = Weight(name="experts", shape=(8, 4, 64, 64), resting=((), ("expert",), ("fsdp",), ()), used=("expert",),
+                     layers=8)  # fmt: skip
+    rest = replace(KERNEL, resting=((), ("fsdp", "expert"), ()), used=())
+    found = by_kind(
+        told(FLAT, replace(WORK, weights=(experts, rest), readers=(*ROW, "expert"), exchanges=()), fsdp=4, expert=4)
+    )
+    assert found["reduce-scatter", ("fsdp",)].bytes == pytest.approx(3 / 4 * 2 * experts.size / 4)
+    assert found["reduce-scatter", ("fsdp", "expert")].bytes == pytest.approx(15 / 16 * 2 * rest.size)
+    assert len(found) == 4
+
+
 def test_tensor_shards_sum_activations():
     shards = by_kind(told(fsdp=16, tensor=4))
     assert shards["all-reduce", ("tensor",)].bytes == pytest.approx(10 * 2 * 3 / 4 * 2e6 * 64 / 16)
@@ -83,15 +95,17 @@ def test_time_is_no_less_than_products_at_the_peak_and_bytes_over_the_links():
 
 
 def test_nearer_memory_takes_of_a_block_and_not_of_logits():
-    rows, alone = 6400, dict(block=(), scores=())
-    small = replace(WORK, weights=(), logits=Split(0.0), block=(Split(1e6, ROW),), scores=(Split(2e6, ROW),))
-    assert told(work=replace(small, weights=(KERNEL,)), rows=rows, fsdp=64).memory.temporaries == pytest.approx(
-        told(work=small, rows=rows, fsdp=64).memory.temporaries
-        + 3 * 2 * KERNEL.size / 8  # weights, the next, gradients
-    )
-    held = told(work=small, rows=rows, fsdp=64).memory.temporaries
-    assert held == 4 * 1e6 * 100 + 2 * 2e6 * 100 - POD.chip.vector_memory_bytes
-    assert told(work=replace(small, logits=WORK.logits, **alone), rows=rows, fsdp=64).memory.temporaries == 4e6 * 100
+    def held(**changes):
+        return told(work=replace(small, **changes), rows=6400, fsdp=64).memory.temporaries
+
+    small = replace(WORK, weights=(), logits=Split(0.0), repeat=(Split(1e6, ROW),), scores=(Split(2e6, ROW),))
+    near, scores = POD.chip.vector_memory_bytes / 2, 2 * 2e6 * 100
+    assert held() == 2 * 1e6 * 100 + scores - near  # what is made, and its gradients
+    assert held(blocks=2) == 1.5 * 1e6 * 100 + scores - near  # gradients are of one block at a time
+    assert held(logits=WORK.logits, repeat=(), scores=()) == 4e6 * 100
+    # Where a loop keeps several stacks both count, else the larger.
+    several, one = (held(logits=WORK.logits, stacks=stacks) for stacks in (2, 1))
+    assert (several, one) == (held() + 4e6 * 100, max(held(), 4e6 * 100))
 
 
 def test_what_loops_keep_in_stacks_is_written_and_read_twice_more():
