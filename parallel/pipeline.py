@@ -124,10 +124,16 @@ def pipelined(
     pipeline.check(stages=count, layers=depth, rows=_rows_here(x))
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
     # What a stage does of its own is in `shard_map`, and what it computes under `vmap` over stages: there may be other
-    # `shard_map`s in it, and JAX (0.10) cannot differentiate one inside another.
-    by_stage = partial(jax.shard_map, axis_names={AXIS})
-    pieces, held = by_stage(partial(_dealt, rounds=rounds), in_specs=split, out_specs=split)(layers)
+    # `shard_map`s in it, and JAX (0.10) cannot differentiate one inside another. All says how it is laid out over the
+    # other axes too: XLA would gather it over axes that nothing is said of.
+    resting = _specs(layers)
+    dealt = jax.tree.map(lambda spec: PartitionSpec(AXIS, None, None, *spec[1:]), resting)
+    dealing = jax.shard_map(partial(_dealt, rounds=rounds), in_specs=(resting,), out_specs=(dealt, split))
+    pieces, held = dealing(layers)
     parted = jax.tree.map(lambda rows: _parted(rows, microbatches), (x, along))
+    one_of = lambda spec: PartitionSpec(AXIS, spec[0], *spec[2:])  # noqa: E731
+    fresh_spec, others_spec = jax.tree.map(one_of, _specs(parted))
+    owned = jax.tree.map(lambda spec: PartitionSpec(AXIS, *spec[2:]), dealt)
     schedule = tuple(jnp.asarray(table, jnp.int32) for table in pipeline.schedule(count))
 
     def taken_up(handed, pieces, held, parted, numbers, turns):
@@ -142,25 +148,34 @@ def pipelined(
         return jax.lax.ppermute(y, AXIS, [(stage, (stage + 1) % count) for stage in range(count)])
 
     def tick(handed, now):
-        taking = by_stage(taken_up, in_specs=(split, split, split, whole, whole, whole), out_specs=split)
+        taking = jax.shard_map(
+            taken_up,
+            in_specs=(fresh_spec, dealt, split, _specs(parted), whole, whole),
+            out_specs=(owned, fresh_spec, others_spec, split),
+        )
         own, given, others, number = taking(handed, pieces, held, parted, *now)
         y, said = jax.vmap(piece, in_axes=(0, 0, 0, None, 0))(own, given, others, shared, number)
         busy = reshard(now[0] != IDLE, jax.typeof(said).sharding.spec)
-        return by_stage(handed_on, in_specs=split, out_specs=split)(y), (y, jnp.where(busy, said, 0.0).sum())
+        handing = jax.shard_map(handed_on, in_specs=fresh_spec, out_specs=fresh_spec)
+        return handing(y), (y, jnp.where(busy, said, 0.0).sum())
 
     def told(made):
         made = made[count - 1 :, 0]  # the last stage's turns, from its first to its last
         if rounds > 1:
             made = made.reshape(-1, rounds, count, *made.shape[1:])[:, -1].reshape(microbatches, *made.shape[1:])
-        made = reshard(jnp.moveaxis(made, 0, 1).reshape(x.shape), jax.typeof(x).sharding.spec)
+        made = jnp.moveaxis(made, 0, 1)
+        made = made.reshape(-1, *made.shape[2:])
         return jax.lax.psum(jnp.where(jax.lax.axis_index(AXIS) == count - 1, made, 0), AXIS)
 
-    rows, *rest = jax.typeof(x).sharding.spec
-    shape = (count, x.shape[0] // microbatches, *x.shape[1:])
-    nothing = jnp.zeros(shape, x.dtype, out_sharding=PartitionSpec(AXIS, rows, *rest))
+    nothing = jnp.zeros((count, x.shape[0] // microbatches, *x.shape[1:]), x.dtype, out_sharding=fresh_spec)
     _, (made, said) = jax.lax.scan(tick, nothing, schedule)
-    y = by_stage(told, in_specs=PartitionSpec(None, AXIS), out_specs=whole)(made)
+    y = jax.shard_map(told, in_specs=PartitionSpec(None, *fresh_spec), out_specs=_specs(x))(made)
     return y, said.sum() / microbatches
+
+
+def _specs(arrays: Any) -> Any:
+    """How each array of a tree is laid out."""
+    return jax.tree.map(lambda array: jax.typeof(array).sharding.spec, arrays)
 
 
 def _rows_here(x: Array) -> int:
