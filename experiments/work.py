@@ -287,13 +287,14 @@ def _of_experts(run: Run, execution: Execution, part: Experts, shards: int, time
         yield Exchange(kind="reduce-scatter", axes=rules.expert, count=2 * times, array=Split(size, others))
         return
     if dispatch is Dispatch.BUFFERS:  # seats are of whole rows
-        kind, places, axes = "all-to-all", part.count * part.seats(length) / length, _axes(rules, "batch")
-    else:  # to each device at most once, if experts are used alike
+        kind, count, axes = "all-to-all", 2 * (2 + again), _axes(rules, "batch")
+        places = part.count * part.seats(length) / length
+    else:  # to each device at most once, if experts are used alike; what comes back is a sum
         held = part.count // shards
         missed = math.comb(part.count - held, part.chosen) / math.comb(part.count, part.chosen)
-        kind, places, axes = "ragged-all-to-all", shards * (1 - missed), _axes(rules, "batch", "length")
-    array = Split(size * places, axes)
-    yield Exchange(kind=kind, axes=rules.expert, count=2 * (2 + again) * times, array=array)
+        kind, count, axes = "ragged-all-to-all", 2 * 2 + again, _axes(rules, "batch", "length")
+        places = shards * (1 - missed)
+    yield Exchange(kind=kind, axes=rules.expert, count=count * times, array=Split(size * places, axes))
 
 
 def _executed(run: Run, execution: Execution) -> float:
