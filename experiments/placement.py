@@ -34,7 +34,8 @@ class Layout:
             length, or keys and values passed round a ring; None for the former where heads divide.
         stream: what tensor shards hold of the residual stream between layers: all, or a part of its length each.
         logits_chunk: positions whose logits exist at a time; None for all of them.
-        dispatch: how tokens reach experts; None for what suits the platform and the architecture.
+        dispatch: how tokens reach experts; None for what suits the platform and the architecture. `exchange` sends less
+            than `ragged`, and rearranges more: it is for eight devices or more on the mesh's axis `expert`.
         microbatches: parts of a batch that follow one another through the stages of the mesh's axis `pipeline`; None
             for four a stage, or as many as there are rows for.
         rounds: how often each goes through all stages, for shorter bubbles.
