@@ -153,6 +153,10 @@ class Cell:
     role: str = "sweep"
 
 
+ROWS = "rows.json"
+"""File that says which rows a folder's runs are trained on."""
+
+
 class RunFailed(RuntimeError):
     """A run cannot go on; the message says why and at which step."""
 
@@ -273,16 +277,27 @@ class RunFolder:
 def record_rows(folder: Path, prepared: Prepared) -> None:
     """Writes what the rows are that runs in a folder are trained on; checks it where that is written already.
 
+    Raises:
+        ValueError: if they are other rows.
+        OSError: if it cannot be written.
+    """
+    if (folder / ROWS).is_file():
+        check_rows(folder, prepared)
+    else:
+        write_json(folder / ROWS, asdict(prepared.metadata))
+
+
+def check_rows(folder: Path, prepared: Prepared) -> None:
+    """Checks that rows are those that `record_rows` wrote down in a folder; does nothing if it did not.
+
     Equal fingerprints say that text and settings are equal. The rows are too, if the tokenizer was: one that another
     machine trained, with another version of its library, may differ.
 
     Raises:
         ValueError: if they are other rows.
-        OSError: if it cannot be written.
     """
-    path = folder / "rows.json"
-    if not path.is_file():
-        return write_json(path, asdict(prepared.metadata))
+    if not (path := folder / ROWS).is_file():
+        return
     try:
         stored = json.loads(path.read_bytes())
         begun = (stored["tokenizer_sha256"], stored["train"]["sha256"], stored["held_out"]["sha256"])
@@ -292,9 +307,8 @@ def record_rows(folder: Path, prepared: Prepared) -> None:
         if before != now:
             raise ValueError(
                 f"{folder} was begun on other rows of the same text than {prepared.folder} holds ({what}: hash "
-                f"{before[:12]}, here {now[:12]}); make them with the versions of then, or choose another --output"
+                f"{before[:12]}, here {now[:12]}); make them with the versions of then, or train into another folder"
             )
-    return None
 
 
 def write_json(path: Path, value: Any) -> None:

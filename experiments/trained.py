@@ -30,7 +30,7 @@ from experiments.data.tokenizer import Tokenizer
 from experiments.generation.language import FILES, Language, of_folder, of_tokenizer
 from experiments.objectives import Sides
 from experiments.placement import Placement
-from experiments.runs import Run, RunFolder, write_json
+from experiments.runs import ROWS, Run, RunFolder, check_rows, write_json
 from experiments.train import initial_state
 from models import pretrained
 from models.execution import Execution
@@ -82,6 +82,8 @@ class Trained:
         prepared = rows.load(found[0])
         if prepared.fingerprint != self.run.rows:
             raise ValueError(f"run {self.run.identity} is of rows {self.run.rows}, not of {prepared.fingerprint}")
+        with self.place.named():
+            check_rows(self.place.folder, prepared)
         return prepared
 
     def tokenizer(self, folder: Path | None = None) -> Tokenizer:
@@ -119,7 +121,7 @@ def load(folder: str | Path, mesh: Mesh) -> Trained:
         ValueError: if what it holds cannot be used, or a URL is none.
         OSError: if a bucket cannot be read.
     """
-    place = copied(folder, "run.json", TOKENIZER, ARCHITECTURE, *OF_TRANSFORMERS)
+    place = copied(folder, "run.json", ROWS, TOKENIZER, ARCHITECTURE, *OF_TRANSFORMERS)
     with place.named():
         return _load(place, mesh)
 

@@ -1,5 +1,6 @@
 """Every command that reads takes the URL of a bucket, copies no more than needed, and says in a line what is wrong."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -69,6 +70,15 @@ def test_a_run_in_a_bucket_is_read_as_one_on_disk(store, request, local, prepare
     assert not home.exists()
 
 
+def test_rows_that_another_tokenizer_made_are_not_those_of_the_run(memory, prepared, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(prepared.folder, other)
+    metadata = json.loads((other / "metadata.json").read_bytes())
+    (other / "metadata.json").write_text(json.dumps(metadata | {"tokenizer_sha256": "0" * 64}))
+    line = said(capsys, "evaluate", memory, "--prepared", other, status=1)
+    assert line.startswith(f"scaling evaluate: {memory} was begun on other rows of the same text than {other} holds")
+
+
 def test_no_more_is_copied_than_needed(google, storage, capsys):
     bucket, _, run = google.removeprefix("gs://").partition("/")
     steps = {name.split("/")[2] for name in storage.names(bucket) if "/checkpoints/" in name}
@@ -80,7 +90,7 @@ def test_no_more_is_copied_than_needed(google, storage, capsys):
     names = {name for _, _, name in requests}
     assert not [name for name in names if name.startswith(f"{run}/checkpoints/5/state")]
     small = {name.removeprefix(f"{run}/") for name in names if name.startswith(run) and "checkpoints" not in name}
-    assert small - {"", "one"} == {"run.json", "tokenizer.model"}
+    assert small - {"", "one"} == {"run.json", "rows.json", "tokenizer.model"}
 
 
 def test_a_damaged_checkpoint_elsewhere_is_passed_over(memory, capsys):

@@ -16,8 +16,9 @@ from training_cases import metrics_in, text
 
 from experiments.cli import main
 from experiments.launch import processes
-from experiments.launch.processes import Local
+from experiments.launch.processes import Local, _free_port
 from parallel.distributed import detect
+from parallel.ending import worth_restarting
 
 ROOT = Path(__file__).parents[2]
 
@@ -242,6 +243,34 @@ class Launched:
         listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         assert len(listed) == self.processes
         return [int(pid) for pid in listed]
+
+
+@pytest.mark.slow
+def test_who_loses_another_process_asks_for_another_start(words, tmp_path):
+    """Where no launcher sees both, as on Kubernetes: one is killed, and the other ends by itself, with that status."""
+    tiny = "--data.documents line --data.tokenizer bytes --data.length 16 --model.width 16 --model.depth 1"
+    train = f"train --data.text {words} {tiny} --model.heads 2 --steps 100000 -o {tmp_path / 'out'}".split()
+    join = f"launch join --coordinator 127.0.0.1:{_free_port()} --processes 2 --process".split()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.cli", *join, str(number), "--", *train],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not [path for path in tmp_path.glob("out/*/metrics.jsonl") if path.read_text()]:
+            assert time.monotonic() < deadline
+            assert both[0].poll() is None, both[0].communicate()[1]
+            time.sleep(0.1)
+        both[1].kill()
+        said = both[0].communicate(timeout=60)[1]
+    finally:
+        for process in both:
+            process.kill()
+    assert worth_restarting(both[0].returncode if both[0].returncode > 0 else 128 - both[0].returncode), said
 
 
 @pytest.mark.slow
