@@ -1,5 +1,6 @@
 """Where a run could be computed: which layouts there are, what is said of each, which suits a topology."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -7,7 +8,8 @@ from functools import cached_property
 from experiments.ahead import compile_step
 from experiments.placement import Layout
 from experiments.runs import Run
-from experiments.work import Numbers, abstract_mesh, traceable
+from experiments.traces import abstract_mesh, traceable
+from experiments.work import Numbers
 from models.execution import Remat
 from parallel.analytic import Work, predict
 from parallel.estimate import Estimate
@@ -16,7 +18,14 @@ from parallel.search import Found, meshes, search
 from parallel.topology import Topology
 
 SEARCHED = ("data", "fsdp", "tensor")
-"""Mesh axes that are searched over; `expert` too where there are any, `sequence` where rows are fewer than chips."""
+"""Mesh axes that are always searched over.
+
+So is `expert` where there are experts; `sequence` and `pipeline` where rows are fewer than chips; and `pipeline` where
+a slow network lies between nodes.
+"""
+
+ROUNDS = (1, 2, 4)
+"""How often a microbatch may go through all stages of a pipeline."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,11 @@ class Layouts:
         work = self._work(layout, sizes)
         if lacking := next(filter(None, (weight.misfit(sizes) for weight in work.weights)), ""):
             raise ValueError(f"mesh {layout.mesh}: {lacking}")
+        if work.pipeline:
+            readers = math.prod(sizes[name] for name in ("replica", "data", "fsdp", "expert"))
+            rows = self.run.batch // (layout.accumulate * readers)
+            for stack in self.run.architecture.stacks:
+                work.pipeline.check(stages=sizes["pipeline"], layers=stack.repeats, rows=rows)
         told = dict(topology=self.topology, mesh=sizes, rows=self.run.batch, parts=layout.accumulate)
         return predict(work, **told)
 
@@ -62,30 +76,33 @@ class Layouts:
         return self._compiled[layout]
 
     def all(self, remats: Sequence[Remat] = tuple(Remat)) -> Iterator[Layout]:
-        """Every mesh that the batch and the architecture allow, with every policy and number of parts.
+        """Every mesh that the batch and the architecture allow, with every policy, number of parts and of rounds.
 
         Raises:
             ValueError: if there is none.
         """
         found, refused = False, ""
-        helpful = {"expert": self.run.architecture.routed, "sequence": self.run.batch < self.topology.chips}
-        axes = (*SEARCHED, *(name for name, helps in helpful.items() if helps))
-        for sizes in meshes(self.topology.chips, axes):
+        few, routed = self.run.batch < self.topology.chips, self.run.architecture.routed
+        nodes = self.topology.shape[0] if self.topology.platform == "gpu" and len(self.topology.shape) > 1 else 1
+        helpful = {"pipeline": few or nodes > 1, "expert": routed, "sequence": few}
+        for sizes in meshes(self.topology.chips, (*SEARCHED, *(name for name, helps in helpful.items() if helps))):
             readers = sizes["data"] * sizes["fsdp"] * sizes.get("expert", 1)
             if self.run.batch % readers:
                 continue
-            layout = replace(self.layout, mesh=str(MeshShape(**sizes)))
-            try:
-                self.predict(replace(layout, accumulate=1, remat=remats[-1]))
-            except ValueError as reason:
-                refused = f": {reason}"
-                continue
-            found = True
-            for remat in remats:
-                parts = 1
-                while self.run.batch % (parts * readers) == 0:
-                    yield replace(layout, accumulate=parts, remat=remat)
-                    parts *= 2
+            stages = sizes.get("pipeline", 1)
+            for rounds in ROUNDS if stages > 1 else ROUNDS[:1]:
+                layout = replace(self.layout, mesh=str(MeshShape(**sizes)), rounds=rounds)
+                try:
+                    self.predict(replace(layout, accumulate=1, remat=remats[-1]))
+                except ValueError as reason:
+                    refused = f": {reason}"
+                    continue
+                found = True
+                for remat in remats:
+                    parts = 1
+                    while self.run.batch % (parts * readers * (stages if rounds > 1 else 1)) == 0:
+                        yield replace(layout, accumulate=parts, remat=remat)
+                        parts *= 2
         if not found:
             raise ValueError(f"no mesh of {self.topology.chips} chips suits {self.run.batch} rows{refused}")
 
@@ -109,7 +126,7 @@ class Layouts:
             self.all(),
             self.predict,
             self.compile,
-            key=lambda each: (each.mesh, each.remat),
+            key=lambda each: (each.mesh, each.rounds, each.remat),
             kind=lambda each: each.remat,
             **told,
         )

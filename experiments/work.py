@@ -5,38 +5,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh
 
-from experiments.ahead import residuals
 from experiments.runs import Run
+from experiments.traces import Residual, abstract_mesh, saved_of_a_row, told_apart
 from models.config import Architecture, Block, NormPlacement, Stack
 from models.execution import Dispatch, Execution, Kernel, Layers, Remat
 from models.experts import Experts
-from models.kernels import misfit
 from models.pair import Pair
 from models.transformer import AnyArchitecture, declare
 from parallel.analytic import Exchange, Split, Weight, Work
 from parallel.context import Context
-from parallel.sharding import Rules, is_variable, shardings
+from parallel.sharding import Rules, is_variable
 
 _LANES = 128  # numbers in a line of a TPU's memory
 _TRACED = 2  # devices along each axis of the mesh that a step is traced for: it is enough to see what is split
-
-
-def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
-    """A mesh of devices that are not there."""
-    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
-
-
-@dataclass(frozen=True)
-class Residual:
-    """An array that the forward pass saves: its first axis, and the rest in numbers; of a row, if it is of rows."""
-
-    first: int
-    split: Split
-    of_rows: bool
-    dtype: jnp.dtype
 
 
 @dataclass(frozen=True)
@@ -52,6 +35,7 @@ class Numbers:
     fused: Kernel | None = None
     _works: dict[tuple, Work] = field(default_factory=dict, compare=False, repr=False)
     _traces: dict[tuple, list[Residual]] = field(default_factory=dict, compare=False, repr=False)
+    _weights: dict[Execution, tuple[tuple[Weight, ...], float]] = field(default_factory=dict, compare=False, repr=False)
 
     def work(self, execution: Execution, sizes: Mapping[str, int]) -> Work:
         """What the step does, in numbers which are those of any mesh with the same axes and shards of experts.
@@ -63,45 +47,39 @@ class Numbers:
         readers = execution.rules.batch
         traced = {name: _TRACED if size > 1 or name in readers else 1 for name, size in sizes.items()}
         mesh = abstract_mesh(traced | {"pipeline": 1})  # what one stage saves follows from what all layers save
-        key = (execution, mesh, sizes["expert"])
+        key = (execution, mesh, sizes["expert"], sizes["pipeline"])
         if key not in self._works:
             alike = _without_experts(self.run, execution, sizes["expert"])
             everything, products = (self._saved(alike, execution, remat, mesh) for remat in (Remat.NONE, Remat.DOTS))
             saved = everything
             if execution.remat is not Remat.NONE:
                 saved = self._saved(self.run.architecture, execution, execution.remat, mesh)
-            self._works[key] = _work(self.run, execution, sizes["expert"], saved, everything, products)
+            held = self._held(replace(execution, remat=Remat.NONE, pipeline=None))
+            self._works[key] = _work(self.run, execution, sizes, held, saved, everything, products)
         return self._works[key]
+
+    def _held(self, execution: Execution) -> tuple[tuple[Weight, ...], float]:
+        """The parameters, and bytes of the optimizer's state for each byte of theirs."""
+        if execution not in self._weights:
+            model = declare(self.run.architecture, execution=execution)
+            state = jax.eval_shape(self.run.optimizer.transform().init, model)
+            self._weights[execution] = tuple(_weights(model, execution.rules)), _bytes(state) / _bytes(model)
+        return self._weights[execution]
 
     def _saved(
         self, architecture: AnyArchitecture, execution: Execution, remat: Remat, mesh: AbstractMesh
     ) -> list[Residual]:
         # Where layers are looped over, what is saved of each is told from the rest.
-        execution = replace(execution, remat=remat, layers=Layers.SCAN, pipeline=None)
+        rules = replace(execution.rules, layers=())
+        execution = replace(execution, rules=rules, remat=remat, layers=Layers.SCAN, pipeline=None)
         if execution.kernel is Kernel.CUDNN and self.fused:
             execution = replace(execution, kernel=self.fused)
         key = (architecture, execution, mesh)
         if key not in self._traces:
-            self._traces[key] = _residuals(replace(self.run, architecture=_told_apart(architecture)), execution, mesh)
+            self._traces[key] = saved_of_a_row(
+                replace(self.run, architecture=told_apart(architecture)), execution, mesh
+            )
         return self._traces[key]
-
-
-def traceable(run: Run) -> Kernel:
-    """What is traced for cuDNN's kernel, which JAX traces beside GPUs only: splash saves the same."""
-    lengths = run.objective.lengths(run.data.length)
-    fits = not any(misfit(Kernel.SPLASH, each, *lengths) for each in run.architecture.attentions)
-    return Kernel.SPLASH if fits else Kernel.BLOCKS
-
-
-def _told_apart(architecture: AnyArchitecture) -> AnyArchitecture:
-    """An encoder-decoder with as many layers on either side gets one more, so that arrays tell which side they are of.
-
-    Arrays of a loop's layers have their number as first axis.
-    """
-    repeats = [stack.repeats for stack in architecture.stacks]
-    if isinstance(architecture, Pair) or len(set(repeats)) == len(repeats):
-        return architecture
-    return replace(architecture, encoder=replace(architecture.encoder, repeats=repeats[0] + 1))
 
 
 def _without_experts(run: Run, execution: Execution, shards: int) -> AnyArchitecture:
@@ -147,23 +125,25 @@ def _dispatch(part: Experts, execution: Execution) -> Dispatch:
 def _work(
     run: Run,
     execution: Execution,
-    shards: int,
+    sizes: Mapping[str, int],
+    held: tuple[tuple[Weight, ...], float],
     saved: list[Residual],
     everything: list[Residual],
     products: list[Residual],
 ) -> Work:
     """What a step does, by what its forward pass saves, and would save of everything, or of products with weights."""
-    rules, architecture, cost = execution.rules, run.architecture, run.cost
-    model = declare(architecture, execution=execution)
-    state = jax.eval_shape(run.optimizer.transform().init, model)
+    rules, architecture, cost, shards = execution.rules, run.architecture, run.cost, sizes["expert"]
     stacks = {
         told.repeats: stack.repeats
-        for told, stack in zip(_told_apart(architecture).stacks, architecture.stacks, strict=True)
+        for told, stack in zip(told_apart(architecture).stacks, architecture.stacks, strict=True)
     }
 
     def of_blocks(found: list[Residual]) -> tuple[Split, ...]:
         blocks = ((each, stacks[each.first]) for each in found if each.of_rows and each.first in stacks)
-        return tuple(Split(each.split.bytes / each.first * repeats, each.split.axes) for each, repeats in blocks)
+        return tuple(
+            Split(each.split.bytes / each.first * repeats, tuple({*each.split.axes, *rules.layers}))
+            for each, repeats in blocks
+        )
 
     def of_one(found: list[Residual], first: int) -> tuple[Split, ...]:
         # What is not of the type that products read is made where it is read, and not in memory meanwhile.
@@ -180,8 +160,8 @@ def _work(
     logits = 4.0 * min(asked, execution.logits_chunk or asked) * sum(words)
     again = execution.remat is not Remat.NONE
     return Work(
-        weights=tuple(_weights(model, rules)),
-        moments=_bytes(state) / _bytes(model),
+        weights=held[0],
+        moments=held[1],
         saved=of_blocks(saved),
         kept=tuple(each.split for each in saved if not each.of_rows),
         repeat=(*of_one(products, largest), *_statistics(run, execution, stack), *_sent(run, execution, stack, shards)),
@@ -191,11 +171,13 @@ def _work(
         body=of_blocks(everything),
         logits=Split(logits, _axes(rules, "batch", "length", "vocab")),
         readers=_axes(rules, "batch", "length"),
-        exchanges=tuple(_exchanges(run, execution, shards)),
+        exchanges=(*_exchanges(run, execution, shards), *_of_stages(run, execution, sizes["pipeline"])),
         flops=cost.flops_per_token * sum(run.places),
-        executed=_executed(run, execution),
+        executed=_executed(run, execution, sizes["pipeline"]),
         again=int(again),
+        stream=Split(_row(run, execution) * architecture.width, _axes(rules, "batch", "stream")),
         copies=2 * (execution.layers is Layers.SCAN),
+        pipeline=execution.pipeline,
     )
 
 
@@ -205,6 +187,11 @@ def _scores(run: Run, execution: Execution, stack: Stack) -> Iterator[Split]:
     axes = _axes(execution.rules, "batch", "kv_heads", "groups")
     for mixer in (part for block in stack.pattern[:1] for part in (block.mixer, block.cross) if part):
         yield Split(float(execution.dtype.itemsize * mixer.heads * length**2), axes)
+
+
+def _row(run: Run, execution: Execution) -> float:
+    """Bytes of one activation of each place of a row."""
+    return float(max(run.places) * execution.dtype.itemsize)
 
 
 def _statistics(run: Run, execution: Execution, stack: Stack) -> Iterator[Split]:
@@ -217,7 +204,7 @@ def _statistics(run: Run, execution: Execution, stack: Stack) -> Iterator[Split]
 
 def _sent(run: Run, execution: Execution, stack: Stack, shards: int) -> Iterator[Split]:
     """What experts of a repeat of a stack are sent, and send back: it is wider than the residual stream."""
-    size, axes = float(max(run.places) * execution.dtype.itemsize), _axes(execution.rules, "batch", "length")
+    size, axes = _row(run, execution), _axes(execution.rules, "batch", "length")
     for part in (block.feedforward for block in stack.pattern if isinstance(block.feedforward, Experts)):
         made = _made(part, execution, max(run.places), shards)
         yield Split(2 * size * made * run.architecture.width, axes)
@@ -256,7 +243,7 @@ def _exchanges(run: Run, execution: Execution, shards: int) -> Iterator[Exchange
     rules, architecture = execution.rules, run.architecture
     if rules.length and execution.context is Context.RING:
         raise ValueError("what a ring exchanges is for the compiler to say, not for arithmetic")
-    size, again = float(max(run.places) * execution.dtype.itemsize), execution.remat is not Remat.NONE
+    size, again = _row(run, execution), execution.remat is not Remat.NONE
     stream, summed = Split(size * architecture.width, _axes(rules, "batch", "length")), rules.hidden
     uses = [each for stack in architecture.stacks for each in zip(stack.pattern, stack.uses, strict=True)]
     sums = 1 + sum(times * block.branches for block, times in uses) * (2 + again)
@@ -279,7 +266,7 @@ def _exchanges(run: Run, execution: Execution, shards: int) -> Iterator[Exchange
 def _of_experts(run: Run, execution: Execution, part: Experts, shards: int, times: int) -> Iterator[Exchange]:
     """What devices that share the experts of some blocks send each other: there and back, forward, again and back."""
     rules, length, dispatch = execution.rules, max(run.places), _dispatch(part, execution)
-    size = float(length * execution.dtype.itemsize * run.architecture.width)
+    size = _row(run, execution) * run.architecture.width
     again = execution.remat is not Remat.NONE
     if dispatch in (Dispatch.DENSE, Dispatch.RAGGED):  # every row comes to every device, and sums go back
         others = tuple(name for name in _axes(rules, "batch", "length") if name not in rules.expert)
@@ -297,10 +284,26 @@ def _of_experts(run: Run, execution: Execution, part: Experts, shards: int, time
     yield Exchange(kind=kind, axes=rules.expert, count=count * times, array=Split(size * places, axes))
 
 
-def _executed(run: Run, execution: Execution) -> float:
+def _of_stages(run: Run, execution: Execution, stages: int) -> Iterator[Exchange]:
+    """What kernels of attention make stages tell each other: JAX computes a `shard_map` of one stage on all of them.
+
+    By the TPU compiler's count queries, keys, values and what comes of them, once for each layer.
+    """
+    if not execution.pipeline or execution.kernel not in (Kernel.SPLASH, Kernel.CUDNN):
+        return
+    size, axes = _row(run, execution), _axes(execution.rules, "batch", "length", "kv_heads", "groups")
+    for stack in run.architecture.stacks:
+        for block, times in zip(stack.pattern, stack.uses, strict=True):
+            for part in (each for each in (block.mixer, block.cross) if each):
+                array = Split(stages * size * (part.heads + part.kv_heads) * part.head_dim, axes)
+                yield Exchange(kind="all-gather", axes=execution.rules.layers, count=2 * times, array=array)
+
+
+def _executed(run: Run, execution: Execution, stages: int) -> float:
     """Products of a row, those computed again included.
 
-    A fused kernel's backward pass takes five products for the forward pass's two (Dao et al. 2022, appendix B).
+    A fused kernel's backward pass takes five products for the forward pass's two (Dao et al. 2022, appendix B). Each
+    stage of a pipeline computes those of all stages (`_of_stages`).
     """
     cost, tokens, asked = run.cost, sum(run.places), run.asked or run.places[-1]
     heads = (side for side in _sides(run.architecture) if side.head)
@@ -308,6 +311,7 @@ def _executed(run: Run, execution: Execution) -> float:
     needed, computed = _of_all_experts(run, execution)
     products, attention = cost.matmul_flops * tokens - needed + computed, cost.attention_flops * tokens
     fused = execution.kernel in (Kernel.SPLASH, Kernel.CUDNN)
+    attention *= stages if fused else 1
     again = {
         Remat.NONE: 0.0,
         Remat.DOTS: attention + computed,
@@ -353,27 +357,4 @@ def _last(run: Run) -> float:
         part = stack.pattern[-1].feedforward
         if _ends_bare(stack) and not isinstance(part, Experts):
             found += 2.0 * width * part.hidden * stack.repeats * places
-    return found
-
-
-def _residuals(run: Run, execution: Execution, mesh: AbstractMesh) -> list[Residual]:
-    """What the forward pass saves of one row, seen on a small mesh that is not there."""
-    rules, readers = execution.rules, execution.rules.shards("batch", mesh)
-    model = declare(run.architecture, execution=execution)
-    model = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        model, shardings(model, mesh, rules),
-    )  # fmt: skip
-    shape, spec = (readers, run.data.length + 1), rules.spec("batch", None)
-    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, spec))
-    found = []
-    with jax.sharding.use_abstract_mesh(mesh):
-        leaves = residuals(run, model, rows, jax.eval_shape(lambda: jax.random.key(0)))
-    for leaf in leaves:
-        spec = leaf.sharding.spec if leaf.sharding is not None else ()
-        axes = tuple(axis for entry in spec for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis)
-        # Parameters are never split over `data`: what is, is of rows.
-        of_rows, size = "data" in axes, float(math.prod(leaf.shape) * leaf.dtype.itemsize)
-        first = 0 if not leaf.shape or (spec and spec[0]) else leaf.shape[0]
-        found.append(Residual(first, Split(size / readers if of_rows else size, axes), of_rows, leaf.dtype))
     return found

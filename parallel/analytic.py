@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from parallel.estimate import Estimate, Memory, network_seconds
+from parallel.pipeline import AXIS, Pipeline
 from parallel.program import Collective
 from parallel.topology import Topology
 
@@ -136,7 +137,9 @@ class Work:
         flops: products of a row in training, by the count of the architecture.
         executed: products of a row that are computed, what is computed again included.
         again: how often the forward pass runs again for the backward one: 0 or 1.
+        stream: the residual stream, of a row.
         copies: how often what is saved is copied: twice where a loop over blocks keeps it in stacks, into them and out.
+        pipeline: how a batch goes through stages; None where there is one.
     """
 
     weights: tuple[Weight, ...]
@@ -154,7 +157,21 @@ class Work:
     flops: float
     executed: float
     again: int
+    stream: Split
     copies: int = 0
+    pipeline: Pipeline | None = None
+
+    def ticks(self, mesh: Mapping[str, int]) -> int:
+        """How often a stage computes a piece of its layers, busy or not; once where there is one stage."""
+        return len(self.pipeline.schedule(mesh[AXIS])[0]) if self.pipeline else 1
+
+    def stretch(self, mesh: Mapping[str, int]) -> float:
+        """Work of a stage over what it would be if stages were never idle: an idle one computes, for nothing."""
+        return 1 / (1 - self.pipeline.bubble(mesh[AXIS])) if self.pipeline else 1.0
+
+    def turns(self, weight: Weight, mesh: Mapping[str, int]) -> float:
+        """How often a weight is used in a forward pass of a part of a batch."""
+        return self.ticks(mesh) / self.pipeline.rounds if self.pipeline and AXIS in weight.used else 1.0
 
 
 def predict(work: Work, *, topology: Topology, mesh: Mapping[str, int], rows: int, parts: int = 1) -> Estimate:
@@ -194,15 +211,22 @@ def _memory(work: Work, topology: Topology, mesh: Mapping[str, int], rows: float
     head = logits + 2 * max(single, default=0.0)
     # While the last block of a repeat runs backward: what products of the repeat make; gradients of those of the block;
     # scores and theirs. Some is in memory that is nearer, half of which is for what is about to be read.
-    made, scores = rows * _on_chip(work.repeat, mesh), rows * _on_chip(work.scores, mesh)
+    microbatches, ticks = work.pipeline.microbatches if work.pipeline else 1, work.ticks(mesh)
+    made, scores = (rows / microbatches * _on_chip(each, mesh) for each in (work.repeat, work.scores))
     block = max(0.0, made + made / work.blocks + 2 * scores - topology.chip.vector_memory_bytes / 2)
     # Where loops keep several stacks, the allocator puts nothing else where logits were.
     temporaries = head + block if work.stacks > 1 else max(head, block)
+    # Microbatches in flight: what each tick saves, and hands on. In several rounds it saves a piece of the layers too.
+    flight = rows * work.stretch(mesh) * _on_chip(work.saved, mesh)
+    if work.pipeline:
+        flight += ticks * rows / microbatches * work.stream.on_chip(mesh)
+        pieces = [weight.at_rest(mesh) for weight in work.weights if AXIS in weight.used]
+        flight += 4 * ticks * sum(pieces) / work.pipeline.rounds if work.pipeline.rounds > 1 else 0.0
     return Memory(
         parameters=parameters,
         optimizer=work.moments * parameters,
         gradients=parameters * (2 if parts > 1 else 1),
-        activations=rows * _on_chip(work.saved, mesh) + _on_chip(work.kept, mesh),
+        activations=flight + _on_chip(work.kept, mesh),
         temporaries=temporaries,
         other=PROGRAM,
     )
@@ -219,37 +243,48 @@ def _collectives(
 ) -> tuple[Collective, ...]:
     sums: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0.0])
 
-    def add(kind: str, axes: tuple[str, ...], count: int, size: float) -> None:
+    def add(kind: str, axes: tuple[str, ...], count: float, size: float) -> None:
         axes = tuple(name for name in mesh if name in axes)
         if not axes:
             return
-        share = 1 - 1 / shards(mesh, axes)
+        share = 1.0 if kind == "collective-permute" else 1 - 1 / shards(mesh, axes)
         total = sums[kind, axes]
         total[0] += count
         total[1] += count * share * size * (2 if kind == "all-reduce" else 1)
 
     for weight in work.weights:
         gathered = weight.shared(mesh)
-        size, uses = 2 * weight.gathered(mesh) / weight.layers, parts * weight.layers
+        layers = weight.layers / (mesh[AXIS] if work.pipeline and AXIS in weight.used else 1)
+        size, uses = 2 * weight.gathered(mesh) / layers, parts * layers * work.turns(weight, mesh)
         add("all-gather", gathered, uses * (1 + work.again * (weight.layers > 1)), size)
         kind = "reduce-scatter" if _scatters(work, weight, topology, mesh) else "all-reduce"
         add(kind, weight.summed(mesh, work.readers), uses, size)
+    steps = parts * (work.pipeline.microbatches if work.pipeline else 1)
     for each in work.exchanges:
-        add(each.kind, each.axes, each.count * parts, each.array.on_chip(mesh) * rows / parts)
+        own = work.stretch(mesh) / mesh.get(AXIS, 1)  # of blocks: a stage has its layers alone
+        add(each.kind, each.axes, each.count * steps * own, each.array.on_chip(mesh) * rows / steps)
+    if work.pipeline:  # handed on forward and back; then all stages are told what the last one made, and gradients
+        ticks, size = work.ticks(mesh), work.stream.on_chip(mesh) * rows / parts
+        add("collective-permute", (AXIS,), 2 * ticks * parts, size / work.pipeline.microbatches)
+        add("all-reduce", (AXIS,), 3 * parts, size)
+        if (rounds := work.pipeline.rounds) > 1:  # layers rest in order, and are dealt out before and after
+            layers = 4 * sum(weight.at_rest(mesh) for weight in work.weights if AXIS in weight.used)
+            add("collective-permute", (AXIS,), 2 * parts * rounds, layers / rounds)
     found = [Collective(kind=kind, axes=axes, count=int(n), bytes=size) for (kind, axes), (n, size) in sums.items()]
     return tuple(sorted(found, key=lambda each: -each.bytes))
 
 
 def _compute_seconds(work: Work, topology: Topology, mesh: Mapping[str, int], rows: int, parts: int) -> float:
     chip = topology.chip
-    products = work.executed * rows / (topology.chips * chip.bf16_flops * PRODUCTS)
+    stretch = work.stretch(mesh)
+    products = stretch * work.executed * rows / (topology.chips * chip.bf16_flops * PRODUCTS)
     # The optimizer reads and writes parameters, gradients, moments; each pass reads weights and what it computes.
     passes = 3 + work.again
     resting = 4 * sum(weight.at_rest(mesh) for weight in work.weights)
-    gathered = 2 * sum(weight.gathered(mesh) for weight in work.weights)
+    gathered = 2 * sum(weight.gathered(mesh) * work.turns(weight, mesh) for weight in work.weights)
     weights = (4 + 2 * work.moments) * resting + parts * passes * gathered
-    activations = passes * rows * _on_chip(work.body, mesh)
-    copied = 2 * work.copies * (rows * _on_chip(work.saved, mesh) + parts * _on_chip(work.kept, mesh))
+    activations = passes * stretch * rows * _on_chip(work.body, mesh)
+    copied = 2 * work.copies * (stretch * rows * _on_chip(work.saved, mesh) + parts * _on_chip(work.kept, mesh))
     return products + (weights + activations + copied / COPIES) / chip.memory_bandwidth
 
 

@@ -126,23 +126,18 @@ def pipelined(
     # What a stage does of its own is in `shard_map`, and what it computes under `vmap` over stages: there may be other
     # `shard_map`s in it, and JAX (0.10) cannot differentiate one inside another. All says how it is laid out over the
     # other axes too: XLA would gather it over axes that nothing is said of.
-    resting = _specs(layers)
-    dealt = jax.tree.map(lambda spec: PartitionSpec(AXIS, None, None, *spec[1:]), resting)
-    dealing = jax.shard_map(partial(_dealt, rounds=rounds), in_specs=(resting,), out_specs=(dealt, split))
-    pieces, held = dealing(layers)
+    own = _own(layers, rounds)
     parted = jax.tree.map(lambda rows: _parted(rows, microbatches), (x, along))
     one_of = lambda spec: PartitionSpec(AXIS, spec[0], *spec[2:])  # noqa: E731
     fresh_spec, others_spec = jax.tree.map(one_of, _specs(parted))
-    owned = jax.tree.map(lambda spec: PartitionSpec(AXIS, *spec[2:]), dealt)
     schedule = tuple(jnp.asarray(table, jnp.int32) for table in pipeline.schedule(count))
 
-    def taken_up(handed, pieces, held, parted, numbers, turns):
+    def taken_up(handed, parted, numbers, turns):
         stage = jax.lax.axis_index(AXIS)
         number, turn = jnp.maximum(numbers[stage], 0), turns[stage]
         fresh, others = jax.tree.map(lambda rows: _at(rows, number, axis=1), parted)
         given = jnp.where((stage == 0) & (turn == 0), fresh, handed[0])
-        own = jax.tree.map(lambda leaf: _at(leaf[0], held[0][turn], axis=0), pieces)
-        return jax.tree.map(lambda leaf: leaf[None], (own, given, others, number))
+        return jax.tree.map(lambda leaf: leaf[None], (given, others, number))
 
     def handed_on(y):
         return jax.lax.ppermute(y, AXIS, [(stage, (stage + 1) % count) for stage in range(count)])
@@ -150,11 +145,11 @@ def pipelined(
     def tick(handed, now):
         taking = jax.shard_map(
             taken_up,
-            in_specs=(fresh_spec, dealt, split, _specs(parted), whole, whole),
-            out_specs=(owned, fresh_spec, others_spec, split),
+            in_specs=(fresh_spec, _specs(parted), whole, whole),
+            out_specs=(fresh_spec, others_spec, split),
         )
-        own, given, others, number = taking(handed, pieces, held, parted, *now)
-        y, said = jax.vmap(piece, in_axes=(0, 0, 0, None, 0))(own, given, others, shared, number)
+        given, others, number = taking(handed, parted, *now)
+        y, said = jax.vmap(piece, in_axes=(0, 0, 0, None, 0))(own(now[1]), given, others, shared, number)
         busy = reshard(now[0] != IDLE, jax.typeof(said).sharding.spec)
         handing = jax.shard_map(handed_on, in_specs=fresh_spec, out_specs=fresh_spec)
         return handing(y), (y, jnp.where(busy, said, 0.0).sum())
@@ -197,15 +192,37 @@ def _at(array: Array, index: Int[Array, ""], *, axis: int) -> Array:
     return jax.lax.dynamic_index_in_dim(array, index, axis, keepdims=False)
 
 
-def _dealt(layers: Any, *, rounds: int) -> tuple[Any, Int[Array, " rounds"]]:
-    """The pieces that this stage computes, and which of them it is in each round.
+def _own(layers: Any, rounds: int) -> Callable[[Int[Array, " stages"]], Any]:
+    """What each stage computes in a tick, of the round that it is in: arrays with a leading axis of stages.
 
-    Layers rest in order, stage by stage, whatever the schedule. Piece `p` is computed by stage `p mod stages`, so with
-    several rounds most move. The exchange takes `rounds` permutations, the fewest there can be: in step `j` stage `s`
+    In one round that is the same at every tick, and must not look as if it were not: a loop saves what changes for the
+    backward pass, every time.
+    """
+    resting = _specs(layers)
+    staged = jax.tree.map(lambda spec: PartitionSpec(AXIS, None, *spec[1:]), resting)
+    if rounds == 1:
+        first = partial(jax.tree.map, lambda leaf: leaf[None])
+        whole = jax.shard_map(first, in_specs=(resting,), out_specs=staged)(layers)
+        return lambda turns: whole
+    dealt = jax.tree.map(lambda spec: PartitionSpec(AXIS, None, *spec[1:]), staged)
+    dealing = jax.shard_map(partial(_dealt, rounds=rounds), in_specs=(resting,), out_specs=(dealt, PartitionSpec(AXIS)))
+    pieces, held = dealing(layers)
+
+    def one(pieces, held, turns):
+        place = held[0][turns[jax.lax.axis_index(AXIS)]]
+        return jax.tree.map(lambda leaf: _at(leaf[0], place, axis=0)[None], pieces)
+
+    choosing = jax.shard_map(one, in_specs=(dealt, PartitionSpec(AXIS), PartitionSpec()), out_specs=staged)
+    return lambda turns: choosing(pieces, held, turns)
+
+
+def _dealt(layers: Any, *, rounds: int) -> tuple[Any, Int[Array, " rounds"]]:
+    """The pieces that this stage computes in several rounds, and which of them it is in each round.
+
+    Layers rest in order, stage by stage, whatever the schedule. Piece `p` is computed by stage `p mod stages`, so most
+    move. The exchange takes `rounds` permutations, the fewest there can be: in step `j` stage `s`
     sends the piece `j + s // (stages / g)` of its own, g the greatest common divisor of stages and rounds.
     """
-    if rounds == 1:
-        return jax.tree.map(lambda leaf: leaf[None, None], layers), jnp.zeros((1, 1), jnp.int32)
     count, stage = stages(), jax.lax.axis_index(AXIS)
     owners, spread = np.arange(count), count // np.gcd(count, rounds)
     sent = (np.arange(rounds)[:, None] + owners[None, :] // spread) % rounds

@@ -57,9 +57,9 @@ class Command:
         scaling compile --topology h100:4x8 --model.params 7e9 --length 4096 --mesh fsdp=32
         scaling compile --topology v5p:4x4x4 --model.family llama --model.params 7e9 --batch 256 --search
 
-    A search considers every mesh of data, fsdp and tensor shards (of experts too where there are some, and of sequence
-    where rows are fewer than chips), every --remat and every number of parts by arithmetic, asks the compiler about the
-    fastest few, and says why the others lose.
+    A search considers every mesh of data, fsdp and tensor shards, every --remat and every number of parts by
+    arithmetic, asks the compiler about the fastest few, and says why the others lose. It also spreads experts where
+    there are some, rows and stages of layers where rows are fewer than chips, and stages over nodes of GPUs.
     """
 
     topology: str
@@ -189,7 +189,13 @@ def _print(console, run, found: Estimate) -> None:
 def _flags(layout: Layout) -> str:
     """The options that make a layout."""
     parts = f" --accumulate {layout.accumulate}" if layout.accumulate > 1 else ""
-    return f"--mesh {layout.mesh} --remat {layout.remat.value}{parts}"
+    rounds = f" --rounds {layout.rounds}" if layout.rounds > 1 else ""
+    return f"--mesh {layout.mesh} --remat {layout.remat.value}{parts}{rounds}"
+
+
+def _mesh(layout: Layout) -> str:
+    """Its mesh, and how often a microbatch goes through its stages if that is several times."""
+    return f"{layout.mesh} x{layout.rounds}" if layout.rounds > 1 else layout.mesh
 
 
 def suggestions(layouts: Layouts) -> str:
@@ -220,6 +226,7 @@ def _to_dict(found: Found) -> dict:
                 "mesh": each.layout.mesh,
                 "remat": each.layout.remat.value,
                 "accumulate": each.layout.accumulate,
+                "rounds": each.layout.rounds,
                 "fits": each.fits(found.limit),
                 "reason": found.reason(each),
                 "predicted": each.predicted.to_dict(),
@@ -253,7 +260,7 @@ def _print_search(console, run, found: Found) -> None:
     for each in _telling(found):
         said = each.estimate
         table.add_row(
-            each.layout.mesh, each.layout.remat.value, str(each.layout.accumulate), _gib(said.memory_needed),
+            _mesh(each.layout), each.layout.remat.value, str(each.layout.accumulate), _gib(said.memory_needed),
             f"{each.seconds:.3g}", f"{said.mfu:.2f}" if said.mfu else "", "compiler" if each.compiled else "arithmetic",
             found.reason(each) if found.best else "",
         )  # fmt: skip

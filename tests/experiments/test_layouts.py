@@ -182,6 +182,42 @@ def test_experts_exchange_what_the_tpu_compiler_said(mesh, dispatch, kind, mib):
         assert gathered.bytes == pytest.approx(49.5 * 2**20, rel=0.001)
 
 
+@pytest.mark.parametrize(
+    ("mesh", "gib", "recorded"),
+    [
+        ("pipeline=4,data=4", 0.532, {"all-gather": 919, "collective-permute": 76, "all-reduce": 145}),
+        ("pipeline=2,fsdp=8", 0.395, {"all-gather": 288, "collective-permute": 36, "all-reduce": 48}),
+    ],
+)
+def test_stages_exchange_and_need_what_the_tpu_compiler_said(mesh, gib, recorded):
+    gpt = zoo.make("gpt2", width=512, depth=8, heads=8, vocab=8192, length=512)
+    run = replace(RUN, architecture=gpt, data=DataConfig(length=512), batch=256, precision=Precision.BFLOAT16)
+    layouts = Layouts(run, POD, Placement())
+    told = layouts.predict(Placement(mesh=mesh, remat=Remat.FULL))
+    sent = {each.kind: each.bytes / 2**20 for each in told.collectives if each.axes == ("pipeline",)}
+    assert sent == pytest.approx(recorded, rel=0.02)
+    assert told.memory_needed == pytest.approx(gib * 2**30, rel=0.15)
+    whole = layouts.predict(Placement(mesh="fsdp=16", remat=Remat.FULL))
+    assert whole.compute_seconds < told.compute_seconds
+    with pytest.raises(ValueError, match="32 rows a device cannot be cut into 24"):
+        layouts.predict(Placement(mesh="pipeline=2,fsdp=8", microbatches=24))
+
+
+@pytest.mark.slow
+def test_stages_are_tried_where_rows_are_few_or_nodes_far_apart():
+    def tried(run, topology):
+        return {(each.mesh, each.rounds) for each in Layouts(run, topology, Placement()).all([Remat.FULL])}
+
+    deep = replace(RUN, architecture=zoo.llama(width=64, depth=4, heads=4, vocab=128, length=32))
+    assert {("pipeline=2,data=4", 1), ("pipeline=2,data=4", 2)} <= tried(
+        replace(deep, batch=8), Topology.parse("h100:2x4")
+    )
+    assert not any("pipeline" in mesh for mesh, _ in tried(deep, Topology.parse("h100:8")))
+    few = tried(replace(deep, batch=4), HERE)
+    assert {("pipeline=2,data=4", 1), ("pipeline=4,data=2", 1)} <= few
+    assert ("pipeline=4,data=2", 2) not in few  # four layers are no eight pieces
+
+
 def test_experts_are_spread_where_there_are_some():
     routed = replace(RUN, architecture=zoo.mixtral(width=64, depth=2, heads=4, vocab=128, length=32, experts=4))
     tried = {each.mesh for each in Layouts(routed, HERE, Placement()).all([Remat.FULL])}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from parallel.analytic import COPIES, Exchange, Split, Weight, Work, predict
+from parallel.pipeline import Pipeline
 from parallel.topology import Topology
 
 POD, FLAT, ROW = Topology.parse("v5p:4x4x4"), Topology.parse("v5e:4x4"), ("data", "fsdp")
@@ -13,12 +14,13 @@ WORK = Work(
     weights=(KERNEL,), moments=2.0, saved=(Split(1e6, ROW),), kept=(), repeat=(Split(1e5, ROW),), blocks=1,
     scores=(), stacks=1, body=(Split(8e5, ROW),), logits=Split(4e6, (*ROW, "tensor")), readers=ROW,
     exchanges=(Exchange(kind="all-reduce", axes=("tensor",), count=10, array=Split(2e6, ROW)),),
-    flops=3e12, executed=4e12, again=1,
+    flops=3e12, executed=4e12, again=1, stream=Split(1e5, ROW),
 )  # fmt: skip
 
 
 def told(topology=POD, work=WORK, *, rows=64, parts=1, **mesh):
-    return predict(work, topology=topology, mesh={"data": 1, "fsdp": 1, "tensor": 1} | mesh, rows=rows, parts=parts)
+    sizes = {"pipeline": 1, "data": 1, "fsdp": 1, "tensor": 1} | mesh
+    return predict(work, topology=topology, mesh=sizes, rows=rows, parts=parts)
 
 
 def by_kind(estimate):
@@ -112,6 +114,29 @@ def test_what_loops_keep_in_stacks_is_written_and_read_twice_more():
     stacked = told(work=replace(WORK, kept=(Split(1e6),), copies=2), fsdp=64, parts=2)
     more = stacked.compute_seconds - told(work=replace(WORK, kept=(Split(1e6),)), fsdp=64, parts=2).compute_seconds
     assert more == pytest.approx(2 * 2 * (1e6 + 2 * 1e6) / (COPIES * POD.chip.memory_bandwidth))
+
+
+def test_stages_are_idle_while_they_fill_and_keep_what_is_in_flight():
+    split = ("pipeline",)
+    layers = replace(KERNEL, resting=(split, ("fsdp",), ()), used=split)
+    stage = replace(WORK, weights=(layers,), saved=(Split(1e6, (*ROW, *split)),), exchanges=(), logits=Split(0.0))
+    one, several = (
+        told(FLAT, replace(stage, pipeline=Pipeline(microbatches=4, rounds=rounds)), data=4, pipeline=4)
+        for rounds in (1, 2)
+    )
+    # Seven ticks of a stage for four microbatches; in two rounds eleven, half as long. Sixteen rows are a device's.
+    assert one.memory.activations == pytest.approx(16 * (7 / 4 * 1e6 / 4 + 7 * 1e5 / 4))
+    pieces = 11 * 4 * KERNEL.size / 4 / 2
+    assert several.memory.activations == pytest.approx(16 * (11 / 8 * 1e6 / 4 + 11 * 1e5 / 4) + pieces)
+    whole = told(FLAT, replace(WORK, exchanges=(), logits=Split(0.0)), data=16)
+    assert whole.compute_seconds < several.compute_seconds < one.compute_seconds < 7 / 4 * whole.compute_seconds
+    sent = by_kind(one)
+    assert sent["collective-permute", split].count == 2 * 7
+    assert sent["collective-permute", split].bytes == pytest.approx(2 * 7 * 1e5 * 16 / 4)
+    assert sent["all-reduce", split].bytes == pytest.approx(3 * 2 * 3 / 4 * 1e5 * 16)
+    # Gradients of a stage's two layers are summed over its copies at every tick.
+    assert sent["all-reduce", ("data",)].count == 7 * 2
+    assert sent["all-reduce", ("data",)].bytes == pytest.approx(7 * 2 * 3 / 4 * 2 * KERNEL.size / 4)
 
 
 def test_a_mesh_that_does_not_divide_a_parameter_is_told():
