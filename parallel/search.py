@@ -92,8 +92,8 @@ class Found(Generic[Layout]):
             more = (candidate.estimate.memory_needed - best.estimate.memory_needed) / 2**30
             return f"as fast, with {abs(more):.3g} GiB {'more' if more >= 0 else 'less'}"
         if own.network_seconds > own.compute_seconds:
-            return f"network: {own.network_seconds:.3g} s against {other.step_seconds:.3g}"
-        return f"compute: {own.compute_seconds:.3g} s against {other.step_seconds:.3g}"
+            return f"network: {own.network_seconds:.3g} s, best {other.step_seconds:.3g}"
+        return f"compute: {own.compute_seconds:.3g} s, best {other.step_seconds:.3g}"
 
 
 def search(

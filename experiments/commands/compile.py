@@ -145,7 +145,7 @@ class Command:
         if self.json:
             print(json.dumps(_to_dict(found), indent=2))
         else:
-            _print_search(console, layouts.run, found)
+            _print_search(console, layouts, found)
         if found.best is None:
             console.print(suggestions(layouts), highlight=False, soft_wrap=True)
         return 0 if found.best else 1
@@ -246,14 +246,18 @@ def _telling(found: Found) -> list[Candidate[Layout]]:
     return [each for each in found.candidates if each in told[:SHOWN]]
 
 
-def _print_search(console, run, found: Found) -> None:
+def _print_search(console, layouts: Layouts, found: Found) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    table.title = (
-        f"{run.architecture.family}, {run.cost.params:,} parameters, {run.batch} rows of {run.data.length} tokens"
-    )
+    run, topology = layouts.run, layouts.topology
+    has = f" of {_gib(found.limit)}" if found.limit else ""
+    console.print(
+        f"{run.architecture.family}, {run.cost.params:,} parameters, {run.batch} rows of {run.data.length} tokens; "
+        f"{topology}, {topology.chips} chips{has}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     left = ("mesh", "remat", "by", "why")
     for heading in ("mesh", "remat", "parts", "a chip", "step s", "MFU", "by", "why"):
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=heading == "mesh")
@@ -264,7 +268,14 @@ def _print_search(console, run, found: Found) -> None:
             f"{each.seconds:.3g}", f"{said.mfu:.2f}" if said.mfu else "", "compiler" if each.compiled else "arithmetic",
             found.reason(each) if found.best else "",
         )  # fmt: skip
-    table.caption = f"{found.tried:,} layouts considered, {len(found.candidates):,} of them with their fewest parts"
+    table.caption = (
+        f"{found.tried:,} layouts considered. Of those that differ in parts of the batch alone the first that fits "
+        f"stands for all: {len(found.candidates):,}, of which the telling ones are shown."
+    )
+    if len({each.compiled is None for each in found.candidates}) > 1:
+        table.caption += (
+            " The compiler's seconds are not to be compared with those of arithmetic; a reason compares like with like."
+        )
     console.print(table)
     if found.best:
         console.print(f"take {_flags(found.best.layout)}", highlight=False, soft_wrap=True)

@@ -57,8 +57,8 @@ def test_each_loser_is_told_why():
     assert why["fast but large"] == "memory: needs 200 GiB of 95"
     assert why["refused"] == "memory: needs 120 GiB of 95"
     assert why["best"] == "fastest that fits; memory-bound"
-    assert why["slower"] == "compute: 3 s against 2.1"
-    assert why["talks"] == "network: 4 s against 2"  # as arithmetic has it of both
+    assert why["slower"] == "compute: 3 s, best 2.1"
+    assert why["talks"] == "network: 4 s, best 2"  # as arithmetic has it of both
 
 
 def test_as_fast_is_told_with_what_it_needs():
