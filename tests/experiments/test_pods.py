@@ -69,7 +69,7 @@ def test_too_much_is_refused_with_what_would_fit(capsys):
 @pytest.mark.parametrize(("name", "batch"), [("llama-7b", 256), ("llama-2-70b", 256)])
 @pytest.mark.parametrize("topology", ["v5p:4x4x4", "v5e:16x16"])
 def test_a_search_is_no_worse_than_layouts_set_by_hand(name, batch, topology, record_property):
-    """Compiles four steps, of one to three minutes each; `--junitxml` keeps what the compiler said."""
+    """Compiles four steps, of one to three minutes each; `--junitxml F -o junit_family=xunit1` keeps what is said."""
     pytest.importorskip("libtpu")
     topology = Topology.parse(topology)
     architecture = replace(zoo.get(name), length=4096)
