@@ -38,7 +38,7 @@ class Numbers:
     _weights: dict[Execution, tuple[tuple[Weight, ...], float]] = field(default_factory=dict, compare=False, repr=False)
 
     def work(self, execution: Execution, sizes: Mapping[str, int]) -> Work:
-        """What the step does, in numbers which are those of any mesh with the same axes and shards of experts.
+        """What the step does, in numbers which are those of any mesh with the same axes, shards of experts and stages.
 
         Args:
             execution: how it is computed.
@@ -141,7 +141,7 @@ def _work(
     def of_blocks(found: list[Residual]) -> tuple[Split, ...]:
         blocks = ((each, stacks[each.first]) for each in found if each.of_rows and each.first in stacks)
         return tuple(
-            Split(each.split.bytes / each.first * repeats, tuple({*each.split.axes, *rules.layers}))
+            Split(each.split.bytes / each.first * repeats, tuple(dict.fromkeys((*each.split.axes, *rules.layers))))
             for each, repeats in blocks
         )
 
