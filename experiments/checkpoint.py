@@ -21,6 +21,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
 
 _ITEM = "state"
 _COMMITTED = "commit_success.txt"  # written last by Orbax into a folder of a bucket, where nothing can be renamed
+
+
+class Extent(Enum):
+    """How much of a checkpoint is wanted: every leaf of it, or those that are named, the others being left unread."""
+
+    WHOLE = "whole"
+    PART = "part"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +147,9 @@ class Checkpoints:
             writer.save(step, args=arguments, custom_metadata=custom_metadata, force=True)
         self._saving = step
 
-    def restore(self, abstract_state: PyTree[jax.ShapeDtypeStruct]) -> Restored | None:
+    def restore(
+        self, abstract_state: PyTree[jax.ShapeDtypeStruct], *, extent: Extent = Extent.WHOLE
+    ) -> Restored | None:
         """Restore the newest good checkpoint, or None if the folder has no checkpoint at all.
 
         A checkpoint that is unreadable, or whose arrays differ by as much as one bit from those saved, is passed over
@@ -148,6 +158,7 @@ class Checkpoints:
         Args:
             abstract_state: the wanted structure; its leaves have `shape`, `dtype` and `sharding`. The mesh may be
                 another than the one saved from. A leaf whose sharding is None goes to the default device.
+            extent: whether leaves that are saved and not wanted are a mistake, or left unread.
 
         Raises:
             ValueError: the checkpoint is of another model: a leaf is missing, unexpected, or of another shape or dtype.
@@ -160,7 +171,7 @@ class Checkpoints:
         with _unheard():
             for step in reversed(self.steps()):
                 try:
-                    metadata, leaves = self._read(step, wanted)
+                    metadata, leaves = self._read(step, wanted, extent)
                 except _DamagedError as error:
                     damaged.append(step)
                     place = self.folder / str(step)
@@ -225,7 +236,7 @@ class Checkpoints:
             raise OSError(f"could not write {where}: {_one_line(error)}") from error
 
     def _read(
-        self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
+        self, step: int, wanted: dict[str, jax.ShapeDtypeStruct], extent: Extent
     ) -> tuple[dict[str, Any], dict[str, Shaped[Array, "..."]]]:
         """The metadata and arrays of one step, in the order of `wanted`."""
         ocp = _orbax()
@@ -238,11 +249,13 @@ class Checkpoints:
         ) as reader:
             with _damage("its metadata file _CHECKPOINT_METADATA is missing or damaged"):
                 contents = _unseal(reader.metadata(step).custom_metadata)
-            self._check_same_model(step, contents["leaves"], wanted)
+            self._check_same_model(step, contents["leaves"], wanted, extent)
             placed = {name: _placed(leaf) for name, leaf in wanted.items()}
             with _damage("its arrays are unreadable"):
                 arguments = ocp.args.PyTreeRestore(
-                    item=placed, restore_args=ocp.checkpoint_utils.construct_restore_args(placed)
+                    item=placed,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(placed),
+                    partial_restore=extent is Extent.PART,
                 )
                 found = reader.restore(step, args=ocp.args.Composite(**{_ITEM: arguments}))[_ITEM]
         found = {name: found[name] for name in wanted}
@@ -254,7 +267,9 @@ class Checkpoints:
             raise _DamagedError(f"the bits of {_enumerate(places)} are not those that were saved")
         return contents["user"], found
 
-    def _check_same_model(self, step: int, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+    def _check_same_model(
+        self, step: int, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct], extent: Extent
+    ) -> None:
         where = f"checkpoint {self.folder / str(step)} is of another model"
         for name, leaf in wanted.items():
             if name not in saved:
@@ -268,7 +283,7 @@ class Checkpoints:
                     f"{where}: leaf {name!r} is {_form(dtype, shape)}, wanted {_form(leaf.dtype, leaf.shape)}"
                 )
         for name, (dtype, shape, _) in saved.items():
-            if name not in wanted:
+            if name not in wanted and extent is Extent.WHOLE:
                 raise ValueError(f"{where}: its leaf {name!r}, {_form(dtype, shape)}, is not in the wanted state")
 
 

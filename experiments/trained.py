@@ -4,8 +4,8 @@ with jax.set_mesh(mesh):
     trained = load("runs/0123456789ab", mesh)
     trained.model, trained.language()
 
-The folder may be in a bucket. Then its small files are copied, and the checkpoint is read where it is; of a store that
-Orbax cannot read, the newest one is copied too.
+The folder may be in a bucket. Then its small files are copied, and the parameters are read where they are; of a store
+that Orbax cannot read, the newest checkpoint is copied too.
 """
 
 import json
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from experiments.buckets import CHECKPOINTS, Place, copied, copied_checkpoints
-from experiments.checkpoint import Checkpoints, Restored
+from experiments.checkpoint import Checkpoints, Extent, Restored
 from experiments.configuration import from_json, to_json
 from experiments.data import prepared as rows
 from experiments.data import tokenizer as tokenizers
@@ -132,9 +132,9 @@ def _load(place: Place, mesh: Mesh) -> Trained:
         run = RunFolder(here, place.url).run()
         execution = Placement().execution(run, mesh)
         state = abstract(partial(initial_state, run=run, execution=execution), mesh, execution.rules, jax.random.key(0))
-        if (restored := _newest(place, state)) is None:
+        if (restored := _newest(place, {"model": state.model})) is None:  # the optimizer's state is left where it is
             raise FileNotFoundError(f"run {run.identity} in {place} has no checkpoint yet; train it first")
-        return Trained(place=place, model=restored.state.model, run=run, step=restored.step)
+        return Trained(place=place, model=restored.state["model"], run=run, step=restored.step)
     if (here / ARCHITECTURE).is_file():
         execution = Execution(rules=rules_for(architecture := _architecture(here), mesh))
         init = partial(_imported, architecture=architecture, execution=execution)
@@ -161,12 +161,12 @@ def _newest(place: Place, state: PyTree[jax.ShapeDtypeStruct]) -> Restored | Non
     """
     if not place.url or place.direct:
         with Checkpoints(str(place / CHECKPOINTS)) as checkpoints:
-            return checkpoints.restore(state)
+            return checkpoints.restore(state, extent=Extent.PART)
     damaged = 0
     for copy in copied_checkpoints(place):
         try:
             with Checkpoints(copy) as checkpoints, warnings.catch_warnings(action="ignore", category=UserWarning):
-                return checkpoints.restore(state)
+                return checkpoints.restore(state, extent=Extent.PART)
         except OSError:
             damaged += 1
             (step,) = (path.name for path in copy.iterdir())

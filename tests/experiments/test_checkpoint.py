@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.checkpoint import Checkpoints
+from experiments.checkpoint import Checkpoints, Extent
 from experiments.digest import digest
 
 
@@ -176,7 +176,7 @@ class TestFolder:
         program = textwrap.dedent(
             """
             import sys, jax.numpy as jnp
-            from experiments.checkpoint import Checkpoints
+            from experiments.checkpoint import Checkpoints, Extent
             import jax
             wanted = {"x": jax.ShapeDtypeStruct((2**20,), jnp.float32)}
             with Checkpoints(sys.argv[1]) as checkpoints:
@@ -414,11 +414,30 @@ class TestDigest:
         assert int(digest(words)) not in {*np.asarray(flips).tolist(), *np.asarray(exchanges).tolist()}
 
 
+def test_a_part_is_read_and_the_rest_is_left_alone(tmp_path):
+    """What is not wanted may even be damaged; what is wanted must be there, and as it was saved."""
+    state, folder = train_state(), tmp_path / "run"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(1, state, metadata={})
+    part = {"model": state["model"]}
+    damaged = [file for file in files_of(folder) if "/state/opt." in str(file) and "/c/" in str(file)]
+    assert len(damaged) > 2
+    for file in damaged:
+        file.write_bytes(b"")
+    with warnings.catch_warnings(action="error"), Checkpoints(folder) as checkpoints:
+        found = checkpoints.restore(abstract(part), extent=Extent.PART)
+        assert bits(found.state) == bits(part)
+        with pytest.raises(ValueError, match=r"its leaf .* is not in the wanted state"):
+            checkpoints.restore(abstract(part))
+        with pytest.raises(ValueError, match=r"it has no leaf 'other'"):
+            checkpoints.restore(abstract(part | {"other": jnp.zeros(3)}), extent=Extent.PART)
+
+
 def test_orbax_is_imported_by_the_first_use_only(tmp_path):
     program = textwrap.dedent(
         """
         import sys
-        from experiments.checkpoint import Checkpoints
+        from experiments.checkpoint import Checkpoints, Extent
         Checkpoints(sys.argv[1]).restore({})
         print("orbax" in sys.modules)
         """
