@@ -159,11 +159,15 @@ def _work(
     asked = run.asked or read
     logits = 4.0 * min(asked, execution.logits_chunk or asked) * sum(words)
     again = execution.remat is not Remat.NONE
+    kept = tuple(each.split for each in saved if not each.of_rows)
+    if architecture.routed and not again:  # the weights of all experts, which what stands in for them has not
+        looped = (weight for weight in held[0] if weight.layers > 1)
+        kept = tuple(Split(float(execution.dtype.itemsize * weight.size), weight.used) for weight in looped)
     return Work(
         weights=held[0],
         moments=held[1],
         saved=of_blocks(saved),
-        kept=tuple(each.split for each in saved if not each.of_rows),
+        kept=kept,
         repeat=(*of_one(products, largest), *_statistics(run, execution, stack), *_sent(run, execution, stack, shards)),
         blocks=stack.period,
         scores=() if fused else tuple(_scores(run, execution, stack)),
