@@ -18,6 +18,7 @@ from parallel.analytic import Exchange, Split, Weight, Work
 from parallel.context import Context
 from parallel.sharding import Rules, is_variable
 
+_ROOM = 1.25  # runs of a block over those of a device on average (`parallel.dispatch`)
 _LANES = 128  # numbers in a line of a TPU's memory
 _TRACED = 2  # devices along each axis of the mesh that a step is traced for: it is enough to see what is split
 
@@ -111,11 +112,11 @@ def _with_blocks(architecture: AnyArchitecture, change: Callable[[Block], Block]
 
 
 def _made(part: Experts, execution: Execution, length: int, shards: int) -> float:
-    """Places of experts that a device makes room for, for each token that it has."""
+    """Places of experts that a device makes room for at a time, for each token that it has."""
     return {
         Dispatch.DENSE: part.count,
         Dispatch.BUFFERS: part.count * part.seats(length) / length,
-    }.get(_dispatch(part, execution), shards * min(part.chosen, part.count // shards))
+    }.get(_dispatch(part, execution), part.chosen * (_ROOM if shards > 1 else 1))
 
 
 def _dispatch(part: Experts, execution: Execution) -> Dispatch:
@@ -210,8 +211,10 @@ def _sent(run: Run, execution: Execution, stack: Stack, shards: int) -> Iterator
     """What experts of a repeat of a stack are sent, and send back: it is wider than the residual stream."""
     size, axes = _row(run, execution), _axes(execution.rules, "batch", "length")
     for part in (block.feedforward for block in stack.pattern if isinstance(block.feedforward, Experts)):
-        made = _made(part, execution, max(run.places), shards)
-        yield Split(2 * size * made * run.architecture.width, axes)
+        places = _made(part, execution, max(run.places), shards)
+        if shards > 1 and _dispatch(part, execution) is not Dispatch.BUFFERS:
+            places += shards  # rows of all devices that share experts, and sums for them
+        yield Split(2 * size * places * run.architecture.width, axes)
 
 
 def _sides(architecture):

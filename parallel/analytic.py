@@ -209,11 +209,12 @@ def _memory(work: Work, topology: Topology, mesh: Mapping[str, int], rows: float
     # While the head runs: logits, whose gradient is made inside the products that want it; weights and their gradient.
     logits = rows * work.logits.on_chip(mesh)
     head = logits + 2 * max(single, default=0.0)
-    # While the last block of a repeat runs backward: what products of the repeat make; gradients of those of the block;
-    # scores and theirs. Some is in memory that is nearer, half of which is for what is about to be read.
+    # While the last block of a repeat runs backward: what products of the repeat make; weights of the block, gradients
+    # of its products; scores and theirs. Some is in memory that is nearer; half of that is for what is read next.
+    layer = sum(2 * weight.gathered(mesh) / weight.layers for weight in work.weights if weight.layers > 1) / work.blocks
     microbatches, ticks = work.pipeline.microbatches if work.pipeline else 1, work.ticks(mesh)
     made, scores = (rows / microbatches * _on_chip(each, mesh) for each in (work.repeat, work.scores))
-    block = max(0.0, made + made / work.blocks + 2 * scores - topology.chip.vector_memory_bytes / 2)
+    block = max(0.0, layer + made + made / work.blocks + 2 * scores - topology.chip.vector_memory_bytes / 2)
     # Where loops keep several stacks, the allocator puts nothing else where logits were.
     temporaries = head + block if work.stacks > 1 else max(head, block)
     # Microbatches in flight: what each tick saves, and hands on. In several rounds it saves a piece of the layers too.

@@ -110,6 +110,7 @@ SMALL = {
         (LLAMA_7B, 4096, 256, "v5p:4x4x4", Remat.FULL, 1, 8.34),
         (LLAMA_7B, 4096, 256, "v5p:4x4x4", Remat.DOTS, 1, 48.5),
         (zoo.get("llama-2-70b"), 4096, 256, "v5p:4x4x4", Remat.DOTS, 4, 77.5),
+        (zoo.get("llama-2-70b"), 4096, 256, "v5e:16x16", Remat.FULL, 1, 13.4),
         (GPT3, 2048, 512, "v5p:4x4x4", Remat.FULL, 1, 7.84),  # two blocks a repeat
         (SMALL["llama"], 512, 256, "v5e:4x4", Remat.FULL, 1, 0.324),
         (SMALL["bert"], 512, 256, "v5e:4x4", Remat.FULL, 1, 0.189),

@@ -103,6 +103,7 @@ def test_nearer_memory_takes_of_a_block_and_not_of_logits():
     small = replace(WORK, weights=(), logits=Split(0.0), repeat=(Split(1e6, ROW),), scores=(Split(2e6, ROW),))
     near, scores = POD.chip.vector_memory_bytes / 2, 2 * 2e6 * 100
     assert held() == 2 * 1e6 * 100 + scores - near  # what is made, and its gradients
+    assert held(weights=(KERNEL,)) == pytest.approx(held() + 2 * KERNEL.size / 8)
     assert held(blocks=2) == 1.5 * 1e6 * 100 + scores - near  # gradients are of one block at a time
     assert held(logits=WORK.logits, repeat=(), scores=()) == 4e6 * 100
     # Where a loop keeps several stacks both count, else the larger.
