@@ -17,6 +17,7 @@ from models.execution import Dispatch, Execution
 from models.feedforward import MLP, Form
 from models.identity import ADDED
 from models.layers import RESIDUAL, Role, parameter, use
+from parallel import pipeline
 from parallel.dispatch import Sent, everywhere, exchanged, in_buffers, in_order, seats
 
 OF_RUNS = {Dispatch.RAGGED: in_order, Dispatch.EXCHANGE: exchanged}
@@ -187,10 +188,11 @@ class MixtureOfExperts(nnx.Module):
         arrays = [reshard(x, tokens), reshard(picked, choices), reshard(weights, choices)]
         arrays.append(taken if self.dispatch is Dispatch.BUFFERS else None)
         kernels = (use(self.up, run), None if self.gate is None else use(self.gate, run), use(self.down, run))
-        y = jax.shard_map(
+        y = pipeline.local(
             local,
             in_specs=(tokens, choices, choices, choices, (into, into, out)),
             out_specs=spec("hidden", "batch", places, "embed"),
+            staged=bool(run.rules.layers),
             check_vma=self.dispatch not in OF_RUNS,  # a fused kernel's result does not say along which axes it varies
         )(*arrays, kernels)
         return reshard(jax.lax.reduce_sum(y, axes=(0,)), spec(*RESIDUAL))

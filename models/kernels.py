@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from models.execution import Execution, Kernel
 from models.positions import Positions
+from parallel import pipeline
 
 if TYPE_CHECKING:
     from models.attention import Attention, Sight
@@ -75,8 +76,8 @@ def attend(
     specs = [spec(*QUERIES), spec(*KEYS), spec(*KEYS), *[spec("batch", "length")] * len(segments)]
     # A kernel's result does not say along which axes it varies, so that is not checked for splash.
     checked = execution.kernel is not Kernel.SPLASH
-    sharded = jax.shard_map(local, in_specs=tuple(specs), out_specs=spec(*QUERIES), check_vma=checked)
-    return sharded(q, k, v, *segments)
+    told = dict(in_specs=tuple(specs), out_specs=spec(*QUERIES), staged=bool(execution.rules.layers))
+    return pipeline.local(local, **told, check_vma=checked)(q, k, v, *segments)
 
 
 def _through_jax(q, k, v, execution: Execution, sight: Sight, queries, keys, *, scale: float):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec, reshard
 from jaxtyping import Array, Bool, Float, Int
 
+from parallel import pipeline
 from parallel.sharding import Rules
 
 UNSEEN = -1e30  # a score that no softmax notices; finite, so that a row that sees nothing is not NaN
@@ -109,7 +110,8 @@ def ring(
         q, k, v = (way.parted(x) for x in (q, k, v))
         return way.whole(_attend(way, q, k, v, hints))
 
-    return jax.shard_map(local, in_specs=(asking, asked, asked, specs), out_specs=asking)(q, k, v, hints)
+    told = dict(in_specs=(asking, asked, asked, specs), out_specs=asking, staged=bool(rules.layers))
+    return pipeline.local(local, **told)(q, k, v, hints)
 
 
 @dataclass(frozen=True, kw_only=True)

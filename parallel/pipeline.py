@@ -168,6 +168,46 @@ def pipelined(
     return y, said.sum() / microbatches
 
 
+def local(
+    function: Callable, *, in_specs: Any, out_specs: PartitionSpec, staged: bool, check_vma: bool = True
+) -> Callable:
+    """`jax.shard_map`, for what may be part of a piece of layers: then each stage computes its own.
+
+    Under `vmap` over a mesh axis JAX (0.10) has every device compute a `shard_map` for all of that axis, and gathers
+    what it is given.
+
+    Args:
+        function: what a device does with its shards.
+        in_specs: of its arguments, whatever the stage.
+        out_specs: of its result.
+        staged: whether it is part of a piece; it then has gradients there only.
+        check_vma: as of `jax.shard_map`.
+    """
+
+    def mapped(*arrays):
+        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma)(*arrays)
+
+    if not staged:
+        return mapped
+    stage = jax.custom_batching.custom_vmap(mapped)
+
+    @stage.def_vmap
+    def _(_, given, *arrays):
+        given = tuple(given)
+
+        def spread(spec, given):
+            return jax.tree.map(lambda each: PartitionSpec(AXIS, *spec) if each else spec, given)
+
+        def own(*arrays):
+            return function(*jax.tree.map(lambda each, array: array[0] if each else array, given, arrays))[None]
+
+        specs = jax.tree.map(spread, tuple(in_specs), given)
+        out = PartitionSpec(AXIS, *out_specs)
+        return jax.shard_map(own, in_specs=specs, out_specs=out, check_vma=check_vma)(*arrays), True
+
+    return stage
+
+
 def _specs(arrays: Any) -> Any:
     """How each array of a tree is laid out."""
     return jax.tree.map(lambda array: jax.typeof(array).sharding.spec, arrays)
