@@ -176,9 +176,9 @@ def _work(
         body=of_blocks(everything),
         logits=Split(logits, _axes(rules, "batch", "length", "vocab")),
         readers=_axes(rules, "batch", "length"),
-        exchanges=(*_exchanges(run, execution, shards), *_of_stages(run, execution, sizes["pipeline"])),
+        exchanges=tuple(_exchanges(run, execution, shards)),
         flops=cost.flops_per_token * sum(run.places),
-        executed=_executed(run, execution, sizes["pipeline"]),
+        executed=_executed(run, execution),
         again=int(again),
         stream=Split(_row(run, execution) * architecture.width, _axes(rules, "batch", "stream")),
         copies=2 * (execution.layers is Layers.SCAN),
@@ -291,26 +291,10 @@ def _of_experts(run: Run, execution: Execution, part: Experts, shards: int, time
     yield Exchange(kind=kind, axes=rules.expert, count=count * times, array=Split(size * places, axes))
 
 
-def _of_stages(run: Run, execution: Execution, stages: int) -> Iterator[Exchange]:
-    """What kernels of attention make stages tell each other: JAX computes a `shard_map` of one stage on all of them.
-
-    By the TPU compiler's count queries, keys, values and what comes of them, once for each layer.
-    """
-    if not execution.pipeline or execution.kernel not in (Kernel.SPLASH, Kernel.CUDNN):
-        return
-    size, axes = _row(run, execution), _axes(execution.rules, "batch", "length", "kv_heads", "groups")
-    for stack in run.architecture.stacks:
-        for block, times in zip(stack.pattern, stack.uses, strict=True):
-            for part in (each for each in (block.mixer, block.cross) if each):
-                array = Split(stages * size * (part.heads + part.kv_heads) * part.head_dim, axes)
-                yield Exchange(kind="all-gather", axes=execution.rules.layers, count=2 * times, array=array)
-
-
-def _executed(run: Run, execution: Execution, stages: int) -> float:
+def _executed(run: Run, execution: Execution) -> float:
     """Products of a row, those computed again included.
 
-    A fused kernel's backward pass takes five products for the forward pass's two (Dao et al. 2022, appendix B). Each
-    stage of a pipeline computes those of all stages (`_of_stages`).
+    A fused kernel's backward pass takes five products for the forward pass's two (Dao et al. 2022, appendix B).
     """
     cost, tokens, asked = run.cost, sum(run.places), run.asked or run.places[-1]
     heads = (side for side in _sides(run.architecture) if side.head)
@@ -318,7 +302,6 @@ def _executed(run: Run, execution: Execution, stages: int) -> float:
     needed, computed = _of_all_experts(run, execution)
     products, attention = cost.matmul_flops * tokens - needed + computed, cost.attention_flops * tokens
     fused = execution.kernel in (Kernel.SPLASH, Kernel.CUDNN)
-    attention *= stages if fused else 1
     again = {
         Remat.NONE: 0.0,
         Remat.DOTS: attention + computed,
