@@ -41,9 +41,9 @@ def loss_and_gradient(model, tokens, segments):
 
 
 def close(ours, theirs, *, relative):
-    """Leaves equal to a share of the largest entry of each."""
+    """Leaves equal to a share of the largest entry of each; some are nought but rounding, as of the bias of keys."""
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=relative * max(np.abs(other).max(), 1e-3))
+        np.testing.assert_allclose(one, other, rtol=0, atol=relative * max(np.abs(other).max(), 1e-2))
 
 
 @pytest.mark.parametrize(
