@@ -5,6 +5,7 @@ import difflib
 import importlib
 import keyword
 import os
+import select
 import signal
 import sys
 import threading
@@ -56,14 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with _terminated_like_interrupted():
-            return parse(name, rest)()
+            status = parse(name, rest)()
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return STOPPED
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
-        return 0
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread():  # whoever reads has seen enough, as `head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            return 0
         status, ours = status_of(error), isinstance(error, ValueError | OSError | RuntimeError) and _is_ours(error)
         if not ours and status == FAILED:
             raise
@@ -74,6 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "parallel.distributed" in sys.modules:  # else it is one process, and not worth importing JAX
             sys.modules["parallel.distributed"].leave(status)
         return status
+
+
+def _unread() -> bool:
+    """Whether nobody reads what is printed any more; else it is a connection of the network that has broken."""
+    printed = select.poll()
+    for stream in (1, 2):
+        printed.register(stream, 0)
+    return any(event & select.POLLERR for _, event in printed.poll(0))
 
 
 def parse(name: str, arguments: Sequence[str]) -> Callable[[], int]:

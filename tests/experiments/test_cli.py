@@ -132,6 +132,25 @@ def test_what_may_pass_has_a_status_of_its_own(monkeypatch, capsys):
     assert main(["train"]) == 1
 
 
+def test_a_pipe_that_breaks_is_a_reader_that_has_left_or_the_network(monkeypatch, capsys):
+    """The one ends the command well, the other is worth another start."""
+    import experiments.commands.models as room
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", "models", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 0
+
+    def broken(self):
+        raise BrokenPipeError("the other end of a socket")
+
+    monkeypatch.setattr(room.Command, "__call__", broken)
+    assert main(["models"]) == AGAIN
+    assert "was lost" in capsys.readouterr().err
+
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
